@@ -1,0 +1,81 @@
+"""onebase: one frozen base model, many small adapters, of any method.
+
+Importing this package imports neither torch nor transformers; names are resolved at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_WHERE = {
+    "Base": "onebase.base",
+    "Bottleneck": "onebase.methods.bottleneck",
+    "Data": "onebase.data",
+    "LoRA": "onebase.methods.lora",
+    "Method": "onebase.methods.method",
+    "Prediction": "onebase.base",
+    "Prefix": "onebase.methods.prefix",
+    "Prompt": "onebase.methods.prompt",
+    "Run": "onebase.train",
+    "Store": "onebase.store",
+    "errors": "onebase.errors",
+    "evaluate": "onebase.evaluate",
+    "extend": "onebase.extend",
+    "load_base": "onebase.loading",
+    "load_data": "onebase.data",
+    "parse_method": "onebase.methods.registry",
+    "train": "onebase.train",
+}
+
+__all__ = [
+    "Base",
+    "Bottleneck",
+    "Data",
+    "LoRA",
+    "Method",
+    "Prediction",
+    "Prefix",
+    "Prompt",
+    "Run",
+    "Store",
+    "errors",
+    "evaluate",
+    "extend",
+    "load_base",
+    "load_data",
+    "parse_method",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from onebase import errors, extend
+    from onebase.base import Base, Prediction
+    from onebase.data import Data
+    from onebase.data import load as load_data
+    from onebase.evaluate import evaluate
+    from onebase.loading import load_base
+    from onebase.methods.bottleneck import Bottleneck
+    from onebase.methods.lora import LoRA
+    from onebase.methods.method import Method
+    from onebase.methods.prefix import Prefix
+    from onebase.methods.prompt import Prompt
+    from onebase.methods.registry import parse_method
+    from onebase.store import Store
+    from onebase.train import Run, train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'onebase' has no attribute {name!r}")
+    module = importlib.import_module(_WHERE[name])
+    if name in ("errors", "extend"):
+        return module
+    return getattr(module, "load" if name == "load_data" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,119 @@
+"""Adapters: a named trained module with its head, label names and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebase.core.contracts import AdapterModule, KVDelta, PromptDelta
+from onebase.core.plan import Routed
+from onebase.heads import build_head
+from onebase.methods.method import Method
+
+# What the fields of a task mean; a stored adapter carries all of them.
+TASK_FIELDS = ("kind", "labels", "pooling", "max_length", "template", "pair")
+
+
+@dataclass(eq=False)
+class Adapter:
+    """One adapter that is attached to a base.
+
+    Attributes:
+        name: what calls use; unique on its base.
+        method: how it adapts.
+        module: shared part and deltas, float32.
+        head: task head, or None where the base's LM head serves.
+        task: kind ('classification', 'causal-lm', 'completion'), labels, pooling, max_length, template.
+        ref: name@version in a store, or ''.
+        digest: content identity, or '' for one that was not stored.
+        config: what the store holds beside the tensors (provenance, metrics, probes).
+    """
+
+    name: str
+    method: Method
+    module: AdapterModule
+    task: dict[str, Any]
+    head: nn.Module | None = None
+    ref: str = ""
+    digest: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    routed: Routed = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.routed = Routed(self.name, -1, self.module)
+        self.bind()
+
+    def bind(self) -> None:
+        """Make the core see the module's deltas (again after folding)."""
+        deltas = dict(self.module.items())
+        self.routed.module, self.routed.deltas = self.module, deltas
+        self.routed.has_kv = any(isinstance(d, KVDelta) for d in deltas.values())
+        self.routed.prompts = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, PromptDelta)}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names, () where the task has none."""
+        return tuple(self.task.get("labels") or ())
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the trainable parameters: the module's and the head's."""
+        yield from self.module.parameters()
+        if self.head is not None:
+            yield from self.head.parameters()
+
+    def count(self, head: bool = True) -> int:
+        """Number of trainable values."""
+        own = sum(p.numel() for p in self.module.parameters())
+        return own + (sum(p.numel() for p in self.head.parameters()) if head and self.head is not None else 0)
+
+    def train(self, mode: bool = True) -> None:
+        """Switch dropout of the deltas."""
+        self.module.train(mode)
+        if self.head is not None:
+            self.head.train(mode)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every saved tensor, detached: ``deltas...``, ``shared...`` and ``head...``."""
+        found = {name: t.detach() for name, t in self.module.tensors().items()}
+        if self.head is not None:
+            found |= {f"head.{name}": t.detach() for name, t in self.head.state_dict().items()}
+        return found
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors named as `tensors()` names them into module and head."""
+        self.module.put({n: t for n, t in tensors.items() if not n.startswith("head.")})
+        if self.head is not None:
+            self.head.load_state_dict({n[5:]: t for n, t in tensors.items() if n.startswith("head.")})
+
+    def fold(self) -> None:
+        """Drop what only training needs; the outputs stay the same."""
+        self.module = self.module.fold()
+        self.bind()
+
+    def set_task(self, task: dict[str, Any], width: int) -> None:
+        """Give the adapter a task and a fresh head for vectors of `width`."""
+        self.task = task
+        self.head = build_head(task, width)
+        device = next(self.module.parameters()).device
+        if self.head is not None:
+            self.head.to(device)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of every tensor, to restore the best epoch."""
+        return {name: t.clone() for name, t in self.tensors().items()}
+
+
+def problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """List everything that keeps `given` from fitting `own`: missing, unexpected, shapes, not finite."""
+    found = [f"missing tensor {name} {tuple(own[name].shape)}" for name in own if name not in given]
+    found += [f"unexpected tensor {name} {tuple(given[name].shape)}" for name in given if name not in own]
+    for name in own.keys() & given.keys():
+        if own[name].shape != given[name].shape:
+            found.append(f"{name}: shape {tuple(given[name].shape)}, expected {tuple(own[name].shape)}")
+        elif given[name].is_floating_point() and not bool(torch.isfinite(given[name]).all()):
+            found.append(f"{name}: {int((~torch.isfinite(given[name])).sum())} values are NaN or infinite")
+    return sorted(found)

@@ -1,0 +1,151 @@
+"""The attention function `onebase:<original>`: puts prefixes before the keys, then calls the original.
+
+Prefix columns are visible to every token, sliding windows included, and stay outside the KV cache. Rows without a
+prefix, or with a shorter one, have those columns masked. Registered once per original implementation; which prefix
+belongs to which rows is read from the plan of the calling thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebase.core.plan import Plan
+from onebase.core.route import Runtime
+from onebase.errors import UnsupportedError
+
+PREFIX = "onebase:"
+SUPPORTED = ("eager", "sdpa")
+
+# attention module -> (runtime of its base, name of its kv site); weak, so that a dropped base is forgotten
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[Runtime], str]] = weakref.WeakKeyDictionary()
+_RUNTIMES: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def attach(module: nn.Module, runtime: Runtime, site: str) -> None:
+    """Tell the attention function which base and site `module` belongs to."""
+    _KNOWN[module] = (weakref.ref(runtime), site)
+    _RUNTIMES.add(runtime)
+
+
+def detach(module: nn.Module) -> None:
+    """Forget `module`."""
+    _KNOWN.pop(module, None)
+
+
+def register(original: str) -> str:
+    """Register ``onebase:<original>`` and its mask function with transformers; return its name."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if original not in SUPPORTED:
+        raise UnsupportedError(
+            f"prefixes need attention 'eager' or 'sdpa', this base runs {original!r}: load it with "
+            "attn_implementation='sdpa'"
+        )
+    name = PREFIX + original
+    if name not in ALL_ATTENTION_FUNCTIONS:
+
+        def function(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any):
+            return _attend(original, module, query, key, value, mask, **kw)
+
+        def mask_function(**kw: Any) -> Any:
+            return _mask(ALL_MASK_ATTENTION_FUNCTIONS[original], **kw)
+
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask_function)
+    return name
+
+
+def _mask(original: Any, **kw: Any) -> Any:
+    """Build the mask; never skip it while a prefix may be live (a skipped mask cannot be extended)."""
+    plans = [runtime.plan for runtime in list(_RUNTIMES) if runtime.inside]
+    known = bool(plans) and not any(plan is not None and plan.has_kv for plan in plans)
+    if not known:
+        kw["allow_is_causal_skip"] = False
+        kw["allow_is_bidirectional_skip"] = False
+    return original(**kw)
+
+
+def _original(name: str, module: nn.Module) -> Any:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if name == "eager":  # the modelling file's own: softcap, sinks and T5's bias live there
+        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _attend(
+    name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+) -> tuple[Tensor, Tensor | None]:
+    original = _original(name, module)
+    entry = _KNOWN.get(module)
+    runtime = entry[0]() if entry else None
+    if entry is None or runtime is None:
+        return original(module, query, key, value, mask, **kw)
+    if runtime.recorder is not None:
+        runtime.recorder[entry[1]] = (key.detach(), value.detach())
+    plan = runtime.plan
+    prefix = _gather(plan, entry[1], key) if plan is not None and plan.has_kv else None
+    if prefix is None:
+        return original(module, query, key, value, mask, **kw)
+    keys, values, visible = prefix  # (B, Hkv, P, hd) twice, (B, P)
+    causal = kw.pop("is_causal", None)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    mask = _extend(mask, visible, query, key, bool(causal), name)
+    bias = kw.get("position_bias")
+    if bias is not None:  # T5: a prefix has no position, so no bias
+        kw["position_bias"] = torch.cat([bias.new_zeros(*bias.shape[:3], keys.shape[2]), bias], -1)
+    key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+    output, weights = original(module, query, key, value, mask, is_causal=False, **kw)
+    return output, None if weights is None else weights[..., keys.shape[2] :]
+
+
+def _gather(plan: Plan, site: str, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return each row's prefix at `site`, padded to the longest, and which columns exist."""
+    pairs = [g.adapter.deltas[site].kv() if site in g.adapter.deltas else None for g in plan.groups]  # type: ignore[union-attr]
+    width = max((pair[0].shape[0] for pair in pairs if pair is not None), default=0)
+    if width == 0:
+        return None
+    empty = key.new_zeros(key.shape[1], width, key.shape[3])
+    keys, values, lengths = [], [], []
+    for pair in [*pairs, None]:
+        length = 0 if pair is None else pair[0].shape[0]
+        lengths.append(length)
+        for out, i in ((keys, 0), (values, 1)):
+            out.append(empty if pair is None else _pad(pair[i], width, key))
+    row = plan.row_group
+    column = torch.arange(width, device=key.device)
+    visible = column < torch.tensor(lengths, device=key.device)[row][:, None]  # type: ignore[index]
+    return torch.stack(keys)[row], torch.stack(values)[row], visible
+
+
+def _pad(tensor: Tensor, width: int, like: Tensor) -> Tensor:
+    """(P, Hkv, hd) -> (Hkv, width, hd) in the dtype of `like`."""
+    heads = tensor.to(like.dtype).permute(1, 0, 2)
+    return torch.nn.functional.pad(heads, (0, 0, 0, width - heads.shape[1]))
+
+
+def _extend(mask: Tensor | None, visible: Tensor, query: Tensor, key: Tensor, causal: bool, name: str) -> Tensor:
+    """Return a mask over prefix and keys, of the kind the original expects (bool for sdpa, additive for eager)."""
+    rows, width = visible.shape
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        shape = (rows, 1, queries, keys)
+        mask = torch.ones(shape, dtype=torch.bool, device=key.device)
+        if causal and queries > 1:  # the last query sees the last key
+            mask = mask.tril(keys - queries)
+        if name == "eager":
+            mask = torch.zeros(shape, dtype=query.dtype, device=key.device).masked_fill(
+                ~mask, torch.finfo(query.dtype).min
+            )
+    mask = mask[..., :keys].expand(rows, -1, queries, -1)
+    front = visible[:, None, None, :].expand(rows, mask.shape[1], queries, width)
+    if mask.dtype != torch.bool:
+        low = torch.finfo(mask.dtype).min
+        front = torch.zeros((), dtype=mask.dtype, device=mask.device).where(front, low)
+    return torch.cat([front, mask], -1)

@@ -1,0 +1,192 @@
+"""What is installed on a base, and how all of it is taken away again.
+
+Anchors sit on every stack from the start. A tap or a catch is installed at the first use of its module; the
+attention function at the first prefix. `close` leaves hooks, flags, attention setting and tensors as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from onebase.anatomy import attention
+from onebase.anatomy.anatomy import Anatomy
+from onebase.core.anchor import Anchor
+from onebase.core.checkpoint import unwrap_checkpoints
+from onebase.core.plan import Routed
+from onebase.core.route import Route, RouteContext, Runtime
+from onebase.core.site import Site
+from onebase.core.tap import Catch, Tap
+
+
+class Installation:
+    """Hooks and settings of one base.
+
+    Args:
+        model: the base model.
+        anatomy: its stacks and sites.
+        find: adapter by name.
+        by_number: names for an `adapter_ids` tensor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        find: Callable[[str], Routed],
+        by_number: Callable[[Tensor], tuple[str | None, ...]],
+    ):
+        self.model, self.anatomy = model, anatomy
+        self.runtime, self.context = Runtime(), RouteContext()
+        self.taps: dict[str, Tap] = {}
+        self.catches: dict[str, Catch] = {}
+        self.by_number = by_number
+        feeding = {stack.feeds: stack for stack in anatomy.stacks if stack.feeds}
+        self.anchors = [
+            Anchor(s, self.runtime, self.context, find, by_number, feeding.get(s.name)) for s in anatomy.stacks
+        ]
+        self.top: list[Any] = []
+        if all(stack.module is not model for stack in anatomy.stacks):
+            self.top = [
+                model.register_forward_pre_hook(self._take_ids, with_kwargs=True, prepend=True),
+                model.register_forward_hook(self._drop_ids, with_kwargs=True, always_call=True),
+            ]
+        self.attention: list[tuple[Any, str]] = []  # (config, original setting)
+        flags = [(p, p.requires_grad) for p in model.parameters()]
+        modes = [(m, m.training) for m in model.modules()]
+        self._flags, self._modes = flags, modes
+        model.eval()  # base dropout is off while adapters train, or joint training could not equal training alone
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self._checkpoint_flags: list[tuple[nn.Module, str, Any]] = []
+
+    # -- adapter_ids among the inputs of the whole model ---------------------------------------------------------
+
+    def _take_ids(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self.runtime.override = None
+        ids = kwargs.pop("adapter_ids", None)
+        if ids is None:
+            return None
+        self.runtime.override = Route(self.by_number(ids))
+        return args, kwargs
+
+    def _drop_ids(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self.runtime.override = None
+
+    # -- sites ---------------------------------------------------------------------------------------------------
+
+    def add(self, routed: Routed) -> None:
+        """Install what the sites of an adapter need."""
+        for name in routed.deltas:
+            site = self.anatomy.sites[name]
+            if site.kind == "kv":
+                self._switch_attention()
+            elif site.kind != "embeddings":
+                self._tap(site)
+
+    def _tap(self, site: Site) -> None:
+        if site.path not in self.taps:
+            self.taps[site.path] = Tap(site.module, self.runtime)
+        self.taps[site.path].add(site)
+        if site.residual is not None and str(site.residual) not in self.catches:
+            module = self.model.get_submodule(site.residual.path)
+            self.catches[str(site.residual)] = Catch(module, site.residual, self.runtime)
+
+    def release(self, still: set[str]) -> None:
+        """Take away taps that serve none of the sites in `still`, and the attention function when unused."""
+        sites = [self.anatomy.sites[name] for name in still]
+        for path in set(self.taps) - {site.path for site in sites}:
+            self.taps.pop(path).handle.remove()
+        for tap in self.taps.values():
+            tap.sites = [site for site in tap.sites if site.name in still]
+        for key in set(self.catches) - {str(site.residual) for site in sites if site.residual}:
+            self.catches.pop(key).handle.remove()
+        if not any(site.kind == "kv" for site in sites):
+            self._restore_attention()
+
+    # -- attention -----------------------------------------------------------------------------------------------
+
+    def _switch_attention(self) -> None:
+        if self.attention:
+            return
+        configs: dict[int, Any] = {}
+        for module in self.model.modules():
+            config = getattr(module, "config", None)
+            if getattr(config, "_attn_implementation", None) is not None:
+                configs[id(config)] = config
+        names = {id(c): attention.register(c._attn_implementation) for c in configs.values()}
+        for config in configs.values():
+            self.attention.append((config, config._attn_implementation))
+            config._attn_implementation_internal = names[id(config)]
+        for module, site in self.anatomy.kv_modules:
+            attention.attach(module, self.runtime, site.name)
+
+    def _restore_attention(self) -> None:
+        for config, original in self.attention:
+            config._attn_implementation_internal = original
+        for module, _ in self.anatomy.kv_modules:
+            attention.detach(module)
+        self.attention = []
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """Collect keys and values (B, Hkv, T, hd) of every attention module while the block runs the base."""
+        fresh = not self.attention
+        self._switch_attention()
+        self.runtime.recorder = {}
+        try:
+            yield self.runtime.recorder
+        finally:
+            self.runtime.recorder = None
+            if fresh:
+                self._restore_attention()
+
+    # -- gradient checkpointing ----------------------------------------------------------------------------------
+
+    def checkpointing(self, enable: bool) -> None:
+        """Recompute layers in the backward pass instead of keeping their activations.
+
+        transformers checkpoints only layers that are in training mode; only the layer objects are put there, so
+        dropout inside them stays off, and a rate that the layer's own forward applies is set to 0 meanwhile.
+        """
+        for module, name, value in reversed(self._checkpoint_flags):
+            setattr(module, name, value)
+        unwrap_checkpoints(layer for stack in self.anatomy.stacks for layer in stack.layers)
+        self._checkpoint_flags = []
+        if not enable:
+            return
+        from torch.utils.checkpoint import checkpoint
+
+        def function(*args: Any) -> Any:
+            return checkpoint(*args, use_reentrant=False)
+
+        for stack in self.anatomy.stacks:
+            for layer in stack.layers:
+                settings = {"gradient_checkpointing": True, "training": True}
+                if stack.layer_dropout:
+                    settings[stack.layer_dropout] = 0.0
+                for name, value in settings.items():
+                    self._checkpoint_flags.append((layer, name, getattr(layer, name)))
+                    setattr(layer, name, value)
+                layer._gradient_checkpointing_func = function  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Restore everything that was changed on the model."""
+        self.checkpointing(False)
+        self.release(set())
+        for anchor in self.anchors:
+            anchor.remove()
+        for handle in self.top:
+            handle.remove()
+        for stack in self.anatomy.stacks:
+            for layer in stack.layers:
+                layer.__dict__.pop("_gradient_checkpointing_func", None) if not getattr(
+                    layer, "gradient_checkpointing", False
+                ) else None
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        for module, mode in self._modes:
+            module.training = mode

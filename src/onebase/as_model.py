@@ -1,0 +1,100 @@
+"""An adapter as a trainable module: parameters and state are the adapter and head only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onebase.adapter import Adapter
+from onebase.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+
+
+class AdapterModel(nn.Module):
+    """One adapter over its base, for Trainer, TRL, pipelines, DDP and FSDP.
+
+    The base is held outside the module tree: it is neither saved, nor moved, nor synchronised, nor optimised.
+
+    Args:
+        base: the base that carries the adapter.
+        adapter: the adapter.
+    """
+
+    def __init__(self, base: Base, adapter: Adapter):
+        super().__init__()
+        self.adapter = adapter.module
+        self.head = adapter.head
+        object.__setattr__(self, "_base", base)
+        object.__setattr__(self, "_adapter", adapter)
+
+    @property
+    def config(self) -> Any:
+        """The base model's config."""
+        return self._base.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """The base's device."""
+        return self._base.device
+
+    @property
+    def main_input_name(self) -> str:
+        """Name of the first input, as transformers calls it."""
+        return "input_ids"
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ):
+        """Run the base under this adapter.
+
+        Args:
+            input_ids, attention_mask: (B, T).
+            labels: (B,) class numbers for a classification head, (B, T) token ids for the LM head.
+            inputs: further inputs of the base model.
+
+        Returns:
+            A SequenceClassifierOutput, or the base model's own output where its LM head serves.
+        """
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        name = self._adapter.name
+        if self.head is None:
+            with self._base.use(name):
+                more = {"labels": labels, **inputs} if labels is not None else inputs
+                return self._base.model(input_ids=input_ids, attention_mask=attention_mask, **more)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        batch = {"input_ids": input_ids, "attention_mask": mask, **inputs}
+        unknown = [key for key in inputs if key != "token_type_ids"]
+        if unknown:
+            raise ConfigError(f"inputs {unknown} are not used by a classification head")
+        logits = self.head(self._base.vectors(batch, name, self._adapter.task["pooling"]))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """Turn on checkpointing of the base's layers (onebase's own setting; the argument is what Trainer passes)."""
+        self._base.gradient_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Turn checkpointing off."""
+        self._base.gradient_checkpointing(False)
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write the adapter as a folder that `Base.load` reads.
+
+        Args:
+            folder: a new or empty folder.
+        """
+        from onebase.storing import export_folder
+
+        export_folder(self._base, self._adapter, Path(folder))

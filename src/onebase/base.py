@@ -1,0 +1,483 @@
+"""The base: one frozen model, its adapters, and every way to call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from onebase.adapter import Adapter
+from onebase.anatomy.anatomy import Anatomy, dissect
+from onebase.anatomy.installation import Installation
+from onebase.build import build_adapter, default_task
+from onebase.core.plan import Routed
+from onebase.core.route import as_route
+from onebase.encode import Encoded, collate, encode_texts, pad_id
+from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
+from onebase.heads import pool
+from onebase.methods.method import Method
+from onebase.methods.registry import parse_method
+
+if TYPE_CHECKING:
+    from onebase.as_model import AdapterModel
+    from onebase.bound import Bound
+    from onebase.store import Stored
+
+AdapterNames = str | None | Sequence[str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one row gives.
+
+    Attributes:
+        adapter: the adapter that answered, None for the plain base.
+        label: most probable label, None where there is no head.
+        probabilities: label -> probability; empty where there is no head.
+        embedding: (D,) pooled states, float32, for rows without a head; else None.
+        cut: tokens that the maximum length removed from this row.
+    """
+
+    adapter: str | None
+    label: str | None
+    probabilities: dict[str, float]
+    embedding: Tensor | None = None
+    cut: int = 0
+
+
+class Base:
+    """One frozen model that carries many adapters. Its tensors, keys, flags and outputs never change.
+
+    Args:
+        model: any transformers model of a known family, with or without an LM head.
+        tokenizer: its tokenizer; None leaves only calls with tensors.
+        id: name for stored adapters; the model's own name by default.
+
+    Raises:
+        UnsupportedError: the family is unknown.
+
+    Example:
+        >>> base = Base(model, tokenizer)                           # doctest: +SKIP
+        >>> base.add("draft", "lora(rank=4)")                       # doctest: +SKIP
+        >>> base.predict(["fine", "awful"], adapter=["draft", None])  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, id: str = ""):
+        self.model, self.tokenizer = model, tokenizer
+        self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self.anatomy: Anatomy = dissect(model)
+        self._adapters: dict[str, Adapter] = {}
+        self._numbers: dict[int, str] = {}
+        self._next = 0
+        self._fingerprint = ""
+        self._closed = False
+        self._installed = Installation(model, self.anatomy, self._find, self._names_of)
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base's embeddings are."""
+        return self.anatomy.stacks[0].embed.weight.device  # type: ignore[union-attr,return-value]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder feeds a decoder."""
+        return len(self.anatomy.stacks) > 1
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether the model predicts tokens from left to right."""
+        return self.anatomy.stacks[-1].causal and self.model.get_output_embeddings() is not None
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The adapters by name; looking up an unknown name raises with the nearest ones."""
+        return _Named(self._adapters)
+
+    def _find(self, name: str) -> Routed:
+        return self.adapters[name].routed
+
+    def _names_of(self, ids: Tensor) -> tuple[str | None, ...]:
+        found: list[str | None] = []
+        for number in ids.tolist():
+            if number != -1 and number not in self._numbers:
+                raise RouteError(
+                    f"adapter_ids: no adapter has number {number}; use base.ids(names), -1 is the plain base"
+                )
+            found.append(self._numbers.get(number))
+        return tuple(found)
+
+    def ids(self, names: Sequence[str | None]) -> Tensor:
+        """Return the `adapter_ids` tensor (B,) that routes row i to names[i]; -1 is the plain base."""
+        self._check(tuple(names))
+        return torch.tensor([-1 if n is None else self._adapters[n].routed.number for n in names], device=self.device)
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        method: str | Method | Mapping[str, Any],
+        *,
+        task: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Adapter:
+        """Attach a new, untrained adapter.
+
+        Args:
+            name: unique on this base.
+            method: a method or a shorthand such as ``"lora(rank=4)"``.
+            task: kind, labels, pooling, max_length, template; see `default_task`. None: no head.
+            seed: of the initialisation.
+
+        Returns:
+            The adapter.
+
+        Raises:
+            ConfigError: the name is taken or a setting is wrong.
+            UnsupportedError: this base cannot carry the method, and why.
+        """
+        self._open()
+        if not name or name in self._adapters:
+            raise ConfigError(f"adapter name {name!r} is {'taken: remove it first' if name else 'empty'}")
+        method = parse_method(method)
+        return self._attach(build_adapter(self, name, method, task or default_task(self), seed))
+
+    def _attach(self, adapter: Adapter) -> Adapter:
+        adapter.routed.number = self._next
+        self._next += 1
+        self._installed.add(adapter.routed)
+        self._adapters[adapter.name] = adapter
+        self._numbers[adapter.routed.number] = adapter.name
+        return adapter
+
+    def load(self, ref: str, *, name: str | None = None, store: Any = None, verify: bool = True) -> Adapter:
+        """Attach a stored adapter: ``"reviews"``, ``"reviews@3"`` or a folder.
+
+        Args:
+            ref: what to load.
+            name: the name to use in calls; the stored name by default.
+            store: a `Store`; the default store of this user otherwise.
+            verify: run the probes and compare with those stored.
+
+        Raises:
+            UnknownNameError, CorruptError, MismatchError: one error that lists everything wrong.
+        """
+        from onebase.storing import load_adapter
+
+        self._open()
+        return load_adapter(self, ref, name, store, verify)
+
+    def save(self, name: str, *, store: Any = None, as_name: str | None = None, **facts: Any) -> Stored:
+        """Store an adapter as the next version of its name.
+
+        Args:
+            name: the attached adapter.
+            store: a `Store`; the default store of this user otherwise.
+            as_name: name in the store; the adapter's own by default.
+            facts: provenance and metrics dictionaries to keep with it.
+        """
+        from onebase.storing import save_adapter
+
+        return save_adapter(self, self.adapters[name], store, as_name, **facts)
+
+    def remove(self, name: str) -> None:
+        """Detach an adapter; taps that nobody needs any more go with it.
+
+        Raises:
+            UnknownNameError: there is no such adapter.
+        """
+        adapter = self.adapters[name]
+        del self._adapters[name], self._numbers[adapter.routed.number]
+        self._installed.release({site for a in self._adapters.values() for site in a.routed.deltas})
+
+    def close(self) -> None:
+        """Detach everything: tensors, keys, hooks, flags, attention setting and outputs are as they were loaded."""
+        if not self._closed:
+            self._adapters.clear()
+            self._installed.close()
+            self._closed = True
+
+    def __enter__(self) -> Base:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise OnebaseError("this base is closed; load it again")
+
+    # -- routes --------------------------------------------------------------------------------------------------
+
+    def _check(self, names: AdapterNames) -> None:
+        self._open()
+        for name in (names,) if isinstance(names, str) or names is None else names:
+            if name is not None:
+                self.adapters[name]
+
+    @contextmanager
+    def use(self, adapter: AdapterNames, *, repeat: int = 1) -> Iterator[Base]:
+        """Route every call of this thread or task inside the block.
+
+        Args:
+            adapter: one name (None: the plain base) for all rows, or one entry per row.
+            repeat: how often generation repeats each row (`num_beams`, or `num_return_sequences`).
+
+        Raises:
+            UnknownNameError: before any computing.
+        """
+        self._check(adapter)
+        if repeat < 1:
+            raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
+        with self._installed.context.use(as_route(adapter, repeat)):
+            yield self
+
+    def bind(self, adapter: AdapterNames, function: Callable[..., Any] | None = None) -> Bound:
+        """Return a callable that carries its route into any thread, executor or task.
+
+        Args:
+            adapter: as in `use`.
+            function: what to call under the route; the model by default. The result also has `generate` and `predict`.
+        """
+        from onebase.bound import Bound
+
+        self._check(adapter)
+        return Bound(self, adapter, function)
+
+    def as_model(self, name: str) -> AdapterModel:
+        """Return an adapter as a trainable module: its parameters and state are the adapter and head only.
+
+        For Trainer, TRL, pipelines, DDP and FSDP; `forward` returns loss and logits, `save_pretrained` writes the
+        adapter.
+        """
+        from onebase.as_model import AdapterModel
+
+        return AdapterModel(self, self.adapters[name])
+
+    def gradient_checkpointing(self, enable: bool = True) -> None:
+        """Recompute layers in the backward pass: less memory, more time, the same gradients."""
+        self._installed.checkpointing(enable)
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def states(self, batch: Mapping[str, Tensor], adapter: AdapterNames) -> Tensor:
+        """Return the last hidden states (B, T, D) of the stack that classification reads, at the callers' tokens.
+
+        Args:
+            batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them.
+            adapter: as in `use`.
+        """
+        stack = self.anatomy.stacks[0]
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+        if stack.causal:
+            inputs["use_cache"] = False  # type: ignore[assignment]
+        with self._installed.context.use(as_route(adapter, strip=True)):
+            return stack.module(**inputs).last_hidden_state
+
+    def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
+        """Return pooled states (B, D), float32."""
+        return pool(self.states(batch, adapter), batch["attention_mask"], pooling)
+
+    def logits(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
+        """Return per row: the head's logits, or the pooled vector where the row has no head. One forward.
+
+        Args:
+            batch: B rows.
+            names: B adapter names or None.
+        """
+        states = self.states(batch, names)
+        out: list[Tensor | None] = [None] * len(names)
+        for name in dict.fromkeys(names):
+            rows = [i for i, other in enumerate(names) if other == name]
+            adapter = None if name is None else self._adapters[name]
+            how = (adapter.task.get("pooling") if adapter else None) or self.anatomy.pooling
+            vectors = pool(states[rows], batch["attention_mask"][rows], how)
+            values = vectors if adapter is None or adapter.head is None else adapter.head(vectors)
+            for row, value in zip(rows, values):
+                out[row] = value
+        return out  # type: ignore[return-value]
+
+    def predict(
+        self,
+        texts: str | Sequence[str],
+        adapter: AdapterNames = None,
+        *,
+        pairs: str | Sequence[str] | None = None,
+        batch_size: int = 32,
+    ) -> list[Prediction]:
+        """Classify texts, each with its own adapter, in mixed batches.
+
+        Args:
+            texts: one text or n.
+            adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
+            pairs: second texts, for tasks on pairs.
+            batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`.
+
+        Returns:
+            n predictions.
+
+        Raises:
+            UnknownNameError, RouteError: before any computing.
+        """
+        texts, pairs = ([texts] if isinstance(texts, str) else list(texts)), _listed(pairs)
+        names = self._spread(adapter, len(texts))
+        self._check_predict(names, texts, pairs)
+        rows = self._encode_each(names, texts, pairs)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        done: list[Prediction | None] = [None] * len(rows)
+        with torch.no_grad():
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                batch = collate([rows[i] for i in part], pad_id(self.tokenizer), device=self.device)
+                for i, value in zip(part, self.logits(batch, [names[i] for i in part])):
+                    done[i] = self._prediction(names[i], value, rows[i].cut)
+        return done  # type: ignore[return-value]
+
+    def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
+        self._check(adapter)
+        names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(names) != count:
+            raise RouteError(f"{count} texts but {len(names)} adapter names: pass one name, or one per text")
+        return names
+
+    def _check_predict(self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        if self.tokenizer is None:
+            raise ConfigError("this base has no tokenizer: pass Base(model, tokenizer)")
+        if pairs is not None and len(pairs) != len(texts):
+            raise RouteError(f"{len(texts)} texts but {len(pairs)} second texts")
+        for name in set(names) - {None}:
+            task = self._adapters[name].task  # type: ignore[index]
+            if task["kind"] in ("causal-lm", "completion"):
+                raise UnsupportedError(f"adapter {name!r} writes text: use base.generate(prompts, adapter={name!r})")
+            if task.get("pair") and pairs is None:
+                raise RouteError(f"adapter {name!r} was trained on pairs of texts: pass pairs=")
+            if pairs is not None and task["kind"] == "classification" and not task.get("pair"):
+                raise RouteError(f"adapter {name!r} was trained on single texts: leave pairs out")
+
+    def _encode_each(
+        self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> list[Encoded]:
+        rows: list[Encoded | None] = [None] * len(texts)
+        for name in dict.fromkeys(names):
+            mine = [i for i, other in enumerate(names) if other == name]
+            task = default_task(self) if name is None else self._adapters[name].task
+            second = None if pairs is None else [pairs[i] for i in mine]
+            for i, row in zip(mine, encode_texts(self.tokenizer, task, [texts[i] for i in mine], second)):
+                rows[i] = row
+        return rows  # type: ignore[return-value]
+
+    def _prediction(self, name: str | None, value: Tensor, cut: int) -> Prediction:
+        adapter = None if name is None else self._adapters[name]
+        if adapter is None or adapter.head is None:
+            return Prediction(name, None, {}, value.float().cpu(), cut)
+        shares = torch.softmax(value.double(), -1).tolist()
+        best = max(range(len(shares)), key=shares.__getitem__)
+        return Prediction(name, adapter.labels[best], dict(zip(adapter.labels, shares)), None, cut)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | Sequence[int]],
+        adapter: AdapterNames = None,
+        *,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        seed: int | Sequence[int] | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        return_ids: bool = False,
+        **settings: Any,
+    ) -> list[Any]:
+        """Continue prompts, each with its own adapter, in one batch; each row equals that row alone.
+
+        Args:
+            prompts: one prompt or n; token ids are taken as they are.
+            adapter: one name for all, or n entries; None is the plain base.
+            max_new_tokens: at most this many new tokens.
+            do_sample: draw tokens; greedy or beam search otherwise.
+            seed: of sampling, one for all rows or n; the same seed gives a row the same tokens in any batch.
+            temperature, top_k, top_p, min_p: reshape the distribution before drawing.
+            num_beams: beams per prompt.
+            num_return_sequences: results per prompt.
+            return_ids: return lists of new token ids instead of texts.
+            settings: further fields of transformers' GenerationConfig.
+
+        Returns:
+            n texts, or n lists of texts when num_return_sequences > 1.
+        """
+        from onebase.generation import generate_ids
+
+        if not self.has_lm_head:
+            raise UnsupportedError(f"{type(self.model).__name__} has no LM head: load a model that writes text")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        names = self._spread(adapter, len(prompts))
+        if not prompts:
+            return []
+        self._check_writers(names)
+        seeds = None if seed is None else [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        if seeds is not None and len(seeds) != len(prompts):
+            raise RouteError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        if seeds is not None and not do_sample:
+            raise ConfigError("seed has no effect without sampling: pass do_sample=True")
+        found = generate_ids(
+            self, prompts, names, max_new_tokens=max_new_tokens, do_sample=do_sample, seeds=seeds,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, num_beams=num_beams,
+            num_return_sequences=num_return_sequences, settings=settings,
+        )  # fmt: skip
+        if not return_ids:
+            found = [[self.tokenizer.decode(ids, skip_special_tokens=True) for ids in many] for many in found]  # type: ignore[misc]
+        return found if num_return_sequences > 1 else [many[0] for many in found]
+
+    def _check_writers(self, names: Sequence[str | None]) -> None:
+        for name in set(names) - {None}:
+            if self._adapters[name].head is not None:  # type: ignore[index]
+                raise UnsupportedError(f"adapter {name!r} classifies: use base.predict(texts, adapter={name!r})")
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Return the hash of all base tensors rounded to bf16, so that copies of one checkpoint match."""
+        if not self._fingerprint:
+            from onebase.store import fingerprint_model
+
+            self._fingerprint = fingerprint_model(self.model)
+        return self._fingerprint
+
+    def __repr__(self) -> str:
+        return f"Base({self.id!r}, {self.anatomy.model_type}, adapters={list(self._adapters)})"
+
+
+class _Named(Mapping[str, Adapter]):
+    """A read-only view that explains unknown names."""
+
+    def __init__(self, adapters: dict[str, Adapter]):
+        self._view = MappingProxyType(adapters)
+
+    def __getitem__(self, name: str) -> Adapter:
+        try:
+            return self._view[name]
+        except (KeyError, TypeError):
+            raise unknown("adapter", name, self._view) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._view
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._view)
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str] | None:
+    return None if value is None else [value] if isinstance(value, str) else list(value)

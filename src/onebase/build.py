@@ -1,0 +1,152 @@
+"""Building adapters on a base: the default task, and what methods may draw on to initialise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onebase.adapter import Adapter
+from onebase.core.contracts import AdapterModule
+from onebase.core.route import as_route
+from onebase.core.site import Site
+from onebase.errors import ConfigError, UnsupportedError
+from onebase.methods.method import Init, Method
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+
+LONGEST = 512  # default maximum length where the base would take more: attention cost grows with its square
+
+
+def default_task(base: Base) -> dict[str, Any]:
+    """Return the task of an adapter that has none yet: no head, the base's own pooling and length."""
+    return {
+        "kind": "causal-lm" if base.has_lm_head else "features",
+        "labels": [],
+        "pooling": base.anatomy.pooling,
+        "max_length": max_length(base),
+        "template": "",
+        "pair": False,
+    }
+
+
+def max_length(base: Base) -> int:
+    """Return the longest input in tokens: what base and tokenizer allow, at most 512."""
+    limits = [LONGEST]
+    stack = base.anatomy.stacks[0]
+    if stack.position_limit is not None:
+        limits.append(stack.position_limit)
+    elif getattr(base.model.config, "max_position_embeddings", None):
+        limits.append(int(base.model.config.max_position_embeddings))
+    stated = getattr(base.tokenizer, "model_max_length", None)
+    if stated and stated < 10**6:  # tokenizers state a huge number when they do not know
+        limits.append(int(stated))
+    return min(limits)
+
+
+def build_adapter(
+    base: Base,
+    name: str,
+    method: Method,
+    task: dict[str, Any],
+    seed: int,
+    *,
+    frequent: Sequence[int] | None = None,
+    empty: bool = False,
+) -> Adapter:
+    """Build an adapter for a base, with fresh parameters on the base's device.
+
+    Args:
+        base: the base.
+        name: its name.
+        method: how to adapt.
+        task: what for.
+        seed: of the initialisation.
+        frequent: token ids of the training data by falling frequency, for prompts and prefixes.
+        empty: the tensors will be overwritten (loading): skip forwards of the base.
+
+    Raises:
+        UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
+    """
+    sites = method.select(list(base.anatomy.sites.values()))
+    init = make_init(base, task, seed, frequent, empty)
+    module = method.build(sites, init)
+    if not isinstance(module, AdapterModule):
+        raise ConfigError(f"{method.name}.build returned {type(module).__name__}: expected an AdapterModule")
+    strange = [name for name, _ in module.items() if name not in base.anatomy.sites]
+    if strange:
+        raise ConfigError(f"{method.name}.build made deltas for unknown sites: {', '.join(strange[:5])}")
+    if empty:
+        module = module.fold()
+    own = {p.data_ptr() for p in base.model.parameters()}
+    if any(p.data_ptr() in own for p in module.parameters()):
+        raise UnsupportedError(
+            f"{method.name} took a tensor of the base as a parameter: clone what site.weight() gives"
+        )
+    module.to(base.device, torch.float32)
+    adapter = Adapter(name, method, module, task)
+    adapter.set_task(task, base.anatomy.hidden_size)
+    return adapter
+
+
+def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool) -> Init:
+    """Return what a method may draw on."""
+
+    def embed_ids(ids: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            return base.anatomy.stacks[0].embed(torch.tensor(list(ids), device=base.device)).float().cpu()
+
+    def embed(text: str) -> Tensor:
+        ids = [] if empty else text_ids(base, text)
+        return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.hidden_size)
+
+    def common(count: int) -> list[int]:
+        return list(frequent[:count]) if frequent else vocabulary(base)[:count]
+
+    def kv(text: str, length: int) -> dict[str, tuple[Tensor, Tensor]]:
+        sites = [site for _, site in base.anatomy.kv_modules]
+        if empty:
+            return {s.name: (torch.zeros(length, s.heads, s.head_dim),) * 2 for s in sites}
+        ids = text_ids(base, text) if text else []
+        if len(ids) < length:
+            pool = common(1000)
+            picks = torch.randperm(len(pool), generator=generator)[: length - len(ids)].tolist()
+            ids = ids + [pool[i] for i in picks]
+        ids = [ids[i % len(ids)] for i in range(length)]
+        return record_kv(base, ids, sites)
+
+    generator = torch.Generator().manual_seed(seed)
+    return Init(generator, embed, kv, embed_ids, tuple(task.get("labels") or ()), common)
+
+
+def text_ids(base: Base, text: str) -> list[int]:
+    """Token ids of a text, without special tokens."""
+    if base.tokenizer is None:
+        raise ConfigError("initialising from text needs the base's tokenizer: pass Base(model, tokenizer)")
+    return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def vocabulary(base: Base) -> list[int]:
+    """Ordinary token ids, the most frequent first as far as the vocabulary's order tells (learned vocabularies
+    list pieces by the order in which they were merged, which follows frequency)."""
+    size = int(base.anatomy.stacks[0].embed.weight.shape[0])  # type: ignore[union-attr,index]
+    special = set(getattr(base.tokenizer, "all_special_ids", []) or [])
+    return [i for i in range(size) if i not in special]
+
+
+def record_kv(base: Base, ids: Sequence[int], sites: Sequence[Site]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Run the plain base on one row and return keys and values of every attention module, (n, heads, head dim)."""
+    tokens = torch.tensor([list(ids)], device=base.device)
+    inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if base.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens
+    if base.anatomy.stacks[-1].causal:
+        inputs["use_cache"] = False
+    installed = base._installed
+    with torch.no_grad(), installed.context.use(as_route(None)), installed.recording() as found:
+        base.model(**inputs)
+    # a cross-attention has the encoder's tokens, of which there are as many
+    return {s.name: tuple(t[0].transpose(0, 1).float().cpu().clone() for t in found[s.name]) for s in sites}  # type: ignore[misc]

@@ -1,0 +1,322 @@
+"""Anchors: hooks at each stack that lower the route to a plan and let prompts rewrite the call.
+
+An anchor runs before and after its stack. Before: it finds the route, checks it against the rows, lowers it, and
+inserts virtual tokens. After: callers get their T positions back, and the plan is gone, also when the call raised.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebase.core.checkpoint import wrap_checkpoints
+from onebase.core.layout import Layout, make_layout
+from onebase.core.plan import Plan, Routed, lower
+from onebase.core.route import Frame, Route, RouteContext, Runtime
+from onebase.core.site import Stack
+from onebase.errors import RouteError, UnsupportedError
+
+MEMO = "_onebase_layout"  # attribute of a KV cache: where virtual tokens sit in it
+
+
+class Anchor:
+    """The hooks of one stack.
+
+    Args:
+        stack: what is anchored.
+        runtime: receives the plan.
+        context: holds the route chosen by `use`.
+        find: adapter by name.
+        encoder: the stack that this one reads through cross-attention, or None.
+        stacked: whether `stack` feeds a decoder that is present (its states keep the virtual tokens).
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        runtime: Runtime,
+        context: RouteContext,
+        find: Callable[[str], Routed],
+        by_number: Callable[[Tensor], tuple[str | None, ...]],
+        encoder: Stack | None = None,
+    ):
+        self.stack, self.runtime, self.context, self.find = stack, runtime, context, find
+        self.by_number, self.encoder = by_number, encoder
+        self.names = [
+            n for n, p in inspect.signature(stack.module.forward).parameters.items() if p.kind != p.VAR_KEYWORD
+        ]
+        self.handles = [
+            stack.module.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True),
+            stack.module.register_forward_hook(self.leave, with_kwargs=True, always_call=True),
+        ]
+        if stack.pooler is not None:
+            self.handles.append(stack.pooler.register_forward_pre_hook(self.pool))
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Lower the route of this call and rewrite its arguments where an adapter has virtual tokens."""
+        runtime = self.runtime
+        while runtime.frames and id(module) not in self._inside(runtime.frames[-1].module):
+            runtime.pop()  # left over from a call that was interrupted (KeyboardInterrupt skips hooks)
+        if runtime.frames and runtime.frames[-1].module is module:
+            runtime.pop()
+        call = dict(zip(self.names, args)) | kwargs
+        route = self._route(call)
+        if runtime.frames or route is None:
+            plan = runtime.frames[-1].plan if runtime.frames else None
+        else:
+            plan = self._lower(route, call)
+        runtime.push(Frame(module, plan))
+        if plan is not None:
+            wrap_checkpoints(self.stack.layers, runtime)
+        return (), call
+
+    @staticmethod
+    def _inside(module: nn.Module) -> set[int]:
+        return {id(m) for m in module.modules()}
+
+    def _route(self, call: dict[str, Any]) -> Route | None:
+        ids = call.pop("adapter_ids", None)
+        if ids is not None:
+            return Route(self.by_number(ids))
+        return self.runtime.override or self.context.current()
+
+    def _lower(self, route: Route, call: dict[str, Any]) -> Plan:
+        source = call.get("inputs_embeds") if call.get("input_ids") is None else call.get("input_ids")
+        if source is None:
+            raise RouteError(f"{self.stack.name}: the call has neither input_ids nor inputs_embeds")
+        rows, columns = source.shape[0], source.shape[1]
+        plan = lower(route.per_row(rows), self.find, source.device)
+        self._refuse_packing(plan, call)
+        mask = call.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            self._repair_positions(call, mask, columns)
+        self._insert_prompts(plan, route, call, source)
+        self._follow_encoder(plan, call)
+        self._locate(plan, call, columns)
+        return plan
+
+    def _refuse_packing(self, plan: Plan, call: dict[str, Any]) -> None:
+        """Packed rows hold several sequences: a route per row cannot be right for prompts and prefixes."""
+        risky = plan.has_kv or any(g.adapter.prompts for g in plan.groups) or len(plan.groups) > 1
+        if not risky:
+            return
+        packed = call.get("cu_seq_lens_q") is not None
+        position = call.get("position_ids")
+        if not packed and position is not None and call.get("attention_mask") is None and cache_length(call) == 0:
+            packed = position.shape[-1] > 1 and bool((position.diff(dim=-1) != 1).any())
+        if packed:
+            raise RouteError(
+                "packed sequences cannot be combined with prefixes, prompts or several adapters in one call: "
+                "pad the batch instead"
+            )
+
+    def _repair_positions(self, call: dict[str, Any], mask: Tensor, columns: int) -> None:
+        """Left padding must not move positions: count real tokens, as `generate` does."""
+        start = self.stack.position_start
+        if start is None or call.get("position_ids") is not None or bool(mask[:, 0].all()):
+            return
+        call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:] + start
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def _insert_prompts(self, plan: Plan, route: Route, call: dict[str, Any], source: Tensor) -> None:
+        groups = [g for g in plan.groups if self.stack.name in g.adapter.prompts]
+        cache, past = call.get("past_key_values"), cache_length(call)
+        memo = getattr(cache, MEMO, None)
+        if not groups:
+            if memo is not None:
+                raise RouteError("this cache holds virtual tokens of an adapter that the call no longer routes to")
+            return
+        virtual = {id(g): g.adapter.deltas[g.adapter.prompts[self.stack.name]].tokens() for g in groups}  # type: ignore[union-attr]
+        lengths = torch.zeros(plan.batch, dtype=torch.long, device=source.device)
+        for g in groups:
+            g.at.prompt_length = len(virtual[id(g)])
+            lengths[slice(None) if g.rows is None else g.rows] = g.at.prompt_length
+        mask = self._plain_mask(call, past, source)
+        if past:
+            self._continue(plan, memo, lengths, call, mask, source.shape[1])
+            return
+        layout = plan.layout = make_layout(lengths, mask, source.shape[1], self.stack.causal)
+        embeds = call.get("inputs_embeds")
+        embeds = self.stack.embed(source) if embeds is None else embeds
+        out = layout.spread(embeds)
+        for g in groups:
+            tokens = virtual[id(g)].to(out.dtype)
+            row = torch.arange(plan.batch, device=out.device) if g.rows is None else g.rows
+            place = layout.virtual(row, len(tokens))
+            out = out.index_put((row[:, None].expand_as(place), place), tokens.expand(len(row), *tokens.shape))
+        call["inputs_embeds"], call["input_ids"] = out, None
+        real = source.new_ones(source.shape[:2], dtype=torch.long) if mask is None else mask
+        call["attention_mask"] = layout.spread_mask(real)
+        self._move_positions(layout, call)
+        if call.get("token_type_ids") is not None:
+            call["token_type_ids"] = layout.spread(call["token_type_ids"])
+        plan.strip = not self.stack.feeds or route.strip
+        if cache is not None:
+            setattr(cache, MEMO, layout)
+
+    def _plain_mask(self, call: dict[str, Any], past: int, source: Tensor) -> Tensor | None:
+        mask = call.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            raise UnsupportedError(
+                "virtual tokens need the 2-dimensional attention mask of the batch, not a prepared one (static "
+                "caches and packed masks prepare theirs): use the default dynamic cache"
+            )
+        return mask
+
+    def _continue(
+        self,
+        plan: Plan,
+        memo: Layout | None,
+        lengths: Tensor,
+        call: dict[str, Any],
+        mask: Tensor | None,
+        new: int,
+    ) -> None:
+        """A later step of generation: the virtual tokens are in the cache, masks and positions follow them."""
+        if memo is None:
+            raise RouteError("this cache was filled without the virtual tokens of the adapter that the call routes to")
+        if memo.rows != plan.batch or not torch.equal(memo.lengths, lengths):
+            raise RouteError("this cache was filled for other adapters or another number of rows")
+        past = cache_length(call)
+        if mask is None:
+            mask = torch.ones(plan.batch, past - memo.width + new, dtype=torch.long, device=lengths.device)
+        if mask.shape[1] != past - memo.width + new:
+            raise RouteError(
+                f"the attention mask has {mask.shape[1]} columns, but the cache holds {past - memo.width} tokens of "
+                f"the caller and the call adds {new}"
+            )
+        call["attention_mask"] = memo.spread_mask(mask)
+        if self.stack.position_start is None:
+            return
+        given = call.get("position_ids")
+        if given is not None:
+            call["position_ids"] = given + lengths[:, None]
+        else:
+            counted = call["attention_mask"].long().cumsum(1) - 1
+            call["position_ids"] = counted[:, -new:] + self.stack.position_start
+
+    def _move_positions(self, layout: Layout, call: dict[str, Any]) -> None:
+        start = self.stack.position_start
+        if start is None:
+            return
+        counted = (call["attention_mask"].long().cumsum(1) - 1).clamp(min=0) + start
+        given = call.get("position_ids")
+        if given is not None:
+            given = given.expand(layout.rows, -1)
+            first = given.gather(1, layout.start[:, None])
+            given = layout.spread(given + layout.lengths[:, None])
+            column = torch.arange(counted.shape[1], device=counted.device)
+            edge = (layout.start + layout.offset)[:, None]
+            virtual = (column >= edge) & (column < edge + layout.lengths[:, None])
+            counted = torch.where(virtual, first + column - edge, given)
+        limit = self.stack.position_limit
+        if limit is not None and int(counted.max()) - start >= limit:
+            raise UnsupportedError(
+                f"{int(counted.max()) - start + 1} tokens (virtual ones included) exceed the {limit} positions of "
+                f"this base: shorten the texts or the prompt ({layout.width} virtual tokens)"
+            )
+        call["position_ids"] = counted
+
+    def _follow_encoder(self, plan: Plan, call: dict[str, Any]) -> None:
+        """Extend the cross-attention mask over the virtual tokens that the encoder kept."""
+        states = call.get("encoder_hidden_states")
+        if self.encoder is None or states is None:
+            return
+        name = self.encoder.name
+        groups = [g for g in plan.groups if name in g.adapter.prompts]
+        if not groups:
+            return
+        lengths = torch.zeros(plan.batch, dtype=torch.long, device=states.device)
+        for g in groups:
+            delta = g.adapter.deltas[g.adapter.prompts[name]]
+            lengths[slice(None) if g.rows is None else g.rows] = len(delta.tokens())  # type: ignore[union-attr]
+        width = int(lengths.max())
+        mask = call.get("encoder_attention_mask")
+        if mask is None:
+            mask = states.new_ones((plan.batch, states.shape[1] - width), dtype=torch.long)
+        if mask.shape[1] + width != states.shape[1]:
+            raise RouteError(
+                f"the encoder's states have {states.shape[1]} columns, but the mask has {mask.shape[1]} and the "
+                f"adapters add {width} virtual tokens: run the encoder under the same route"
+            )
+        layout = make_layout(lengths, mask, mask.shape[1], self.encoder.causal)
+        call["encoder_attention_mask"] = layout.spread_mask(mask)
+
+    def _locate(self, plan: Plan, call: dict[str, Any], columns: int) -> None:
+        """Tell each group where its tokens are."""
+        mask = call.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            return
+        width = columns + (plan.layout.width if plan.layout else 0)
+        real = mask.bool()
+        position = (real.long().cumsum(1) - 1).clamp(min=0)[:, -width:]
+        real = real[:, -width:]
+        for g in plan.groups:
+            g.at.mask = real if g.rows is None else real[g.rows]
+            g.at.positions = position if g.rows is None else position[g.rows]
+
+    # -- after the call ------------------------------------------------------------------------------------------
+
+    def pool(self, module: nn.Module, args: tuple) -> tuple | None:
+        """Let a pooler inside the stack see the callers' tokens only."""
+        plan = self.runtime.plan
+        if plan is None or plan.layout is None:
+            return None
+        return (plan.layout.gather(args[0]), *args[1:])
+
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """Give callers their T positions back and forget the plan; runs also when the call raised."""
+        runtime = self.runtime
+        if not runtime.frames or runtime.frames[-1].module is not module:
+            return None  # `enter` itself raised
+        plan = runtime.frames[-1].plan
+        runtime.pop()
+        nested = bool(runtime.frames)
+        if output is None or nested or plan is None or plan.layout is None:
+            return None
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and getattr(cache, MEMO, None) is None:
+            setattr(cache, MEMO, plan.layout)
+        return strip(output, plan.layout) if plan.strip else None
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def cache_length(call: dict[str, Any]) -> int:
+    """Tokens that the KV cache of a call already holds."""
+    cache = call.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def strip(output: Any, layout: Layout) -> Any:
+    """Return a stack's output with the callers' T positions only: states, hidden states, attention weights.
+
+    Args:
+        output: a transformers ModelOutput, or the tuple that `return_dict=False` gives.
+        layout: where the original tokens are.
+    """
+    width = layout.columns + layout.width
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.dim() == 3 and value.shape[1] == width:
+                return layout.gather(value)
+            if value.dim() == 4 and value.shape[2] == width:  # attention weights (B, H, T', T')
+                rows = layout.gather(value, 2)
+                return layout.gather(rows, 3) if rows.shape[3] == width else rows
+            return value
+        return tuple(cut(v) for v in value) if isinstance(value, tuple) else value
+
+    if isinstance(output, tuple):
+        return tuple(cut(v) for v in output)
+    for key in list(output.keys()):
+        output[key] = cut(output[key])
+    return output

@@ -1,0 +1,97 @@
+"""The three contracts a method can fill, and the one module an adapter is made of.
+
+Shapes used everywhere: B rows, T tokens, d features, P virtual tokens, D width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from onebase.core.plan import At
+
+
+class Delta(nn.Module):
+    """A pointwise change of the value at a site: ``h' = f(x, h)`` on (..., d).
+
+    The leading dimensions carry no meaning: the same delta serves padded, packed, flattened and continuously
+    batched tokens. Subclasses implement `forward` and read nothing but its arguments and their own parameters.
+    """
+
+    def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
+        """Return the new value at the site.
+
+        Args:
+            x: (..., d_in) the input of the tapped module; at an exit site, the tensor the residual carries.
+            h: (..., d_out) the value at the site.
+            at: where the tokens are (position, real-token mask, prompt length) and this job's dropout.
+
+        Returns:
+            (..., d_out), dtype of `h`.
+        """
+        raise NotImplementedError
+
+
+class KVDelta(nn.Module):
+    """Learned keys and values that every token of an attention module can see (prefix tuning)."""
+
+    def kv(self) -> tuple[Tensor, Tensor]:
+        """Return K and V, each (P, key/value heads, head dim), as the attention function sees them."""
+        raise NotImplementedError
+
+
+class PromptDelta(nn.Module):
+    """Virtual tokens placed directly before a row's first real token (prompt tuning)."""
+
+    def tokens(self) -> Tensor:
+        """Return the virtual tokens, (P, D), in the space of the embedded input."""
+        raise NotImplementedError
+
+
+SiteDelta = Delta | KVDelta | PromptDelta
+
+
+class AdapterModule(nn.Module):
+    """What a method builds: one module per adapter, a shared part and deltas by site name.
+
+    Args:
+        deltas: site name -> delta. Deltas may refer to `shared`.
+        shared: parameters used by several sites (a projection, a reparametrisation), or None.
+    """
+
+    def __init__(self, deltas: Mapping[str, SiteDelta], shared: nn.Module | None = None):
+        super().__init__()
+        if shared is not None:
+            self.shared = shared  # registered first, so that a shared tensor is saved under this name
+        self.deltas = nn.ModuleDict(dict(deltas))
+
+    def items(self) -> Iterator[tuple[str, SiteDelta]]:
+        """Yield (site name, delta)."""
+        yield from self.deltas.items()  # type: ignore[misc]
+
+    def fold(self) -> AdapterModule:
+        """Return the module to keep when training ends: parts used only for training are folded away.
+
+        The outputs do not change. The default keeps everything.
+        """
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every saved tensor once: parameters and persistent buffers, shared ones under one name."""
+        seen: set[int] = set()
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[name] = tensor
+        return found
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors`, named as `tensors()` names them, into this module. Names and shapes are checked before."""
+        with torch.no_grad():
+            for name, own in self.tensors().items():
+                own.copy_(tensors[name])

@@ -1,0 +1,160 @@
+"""Generation: mixed batches, beams and seeded sampling, each row as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onebase.encode import Encoded, collate, pad_id, render
+from onebase.errors import ConfigError, UnsupportedError
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+
+
+class RowSampler:
+    """A logits processor that samples each row from its own generator and leaves one token possible.
+
+    Sampling is by the Gumbel-max rule: argmax of (score + Gumbel noise) is a draw from softmax(score). The noise of
+    a row depends on its seed and step alone, so a row draws the same tokens in any batch.
+
+    Args:
+        seeds: one per row.
+    """
+
+    def __init__(self, seeds: Sequence[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (B, V) with every token but the drawn one at -inf."""
+        noise = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.generators])
+        noise = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7))).to(scores.device)
+        chosen = (scores.float() + noise).argmax(-1, keepdim=True)
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """Return the seed of sample `index` of a row: sample 0 uses the row's own."""
+    return (seed + index * 0x9E3779B97F4A7C15) % 2**63  # golden-ratio steps keep the streams apart
+
+
+def warpers(temperature: float, top_k: int | None, top_p: float | None, min_p: float | None) -> list[Any]:
+    """Return transformers' own warpers for the sampling settings, in its order."""
+    from transformers.generation import logits_process as lp
+
+    if temperature <= 0:
+        raise ConfigError(f"temperature = {temperature!r}: expected a positive number; for greedy pass do_sample=False")
+    found: list[Any] = []
+    if temperature != 1.0:
+        found.append(lp.TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        found.append(lp.TopKLogitsWarper(top_k=top_k))
+    if top_p is not None and top_p < 1.0:
+        found.append(lp.TopPLogitsWarper(top_p=top_p))
+    if min_p is not None:
+        found.append(lp.MinPLogitsWarper(min_p=min_p))
+    return found
+
+
+def encode_prompts(base: Base, prompts: Sequence[str | Sequence[int]], names: Sequence[str | None]) -> list[Encoded]:
+    """Encode prompts, each through the template of its adapter; token ids are taken as they are."""
+    rows = []
+    for prompt, name in zip(prompts, names):
+        if not isinstance(prompt, str):
+            rows.append(Encoded(tuple(int(i) for i in prompt)))
+            continue
+        task = base.adapters[name].task if name is not None else {}
+        template = (task.get("template") or "").split("{completion}")[0] if task.get("kind") == "completion" else ""
+        text = render(template, {"prompt": prompt}) if template else prompt
+        ids = prompt_ids(base.tokenizer, text, base.is_encoder_decoder)
+        rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
+    return rows
+
+
+def prompt_ids(tokenizer: Any, text: str, encoder: bool) -> list[int]:
+    """Token ids of a text that will be continued: with BOS where the tokenizer adds one, never with EOS."""
+    ids = list(tokenizer(text)["input_ids"])
+    if not encoder and ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def generate_ids(
+    base: Base,
+    prompts: Sequence[str | Sequence[int]],
+    names: Sequence[str | None],
+    *,
+    max_new_tokens: int,
+    do_sample: bool,
+    seeds: Sequence[int] | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    num_beams: int,
+    num_return_sequences: int,
+    settings: dict[str, Any],
+) -> list[list[list[int]]]:
+    """Generate for every prompt; see `Base.generate`.
+
+    Returns:
+        per prompt, per returned sequence: the new token ids, without EOS.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    if do_sample and num_beams > 1:
+        raise UnsupportedError("beam sampling draws from all beams at once, so no row would equal itself alone")
+    if num_beams > 1 and num_return_sequences > num_beams:
+        raise ConfigError(f"num_return_sequences = {num_return_sequences}: expected at most num_beams = {num_beams}")
+    if not do_sample and num_beams == 1 and num_return_sequences > 1:
+        raise ConfigError("greedy search has one result: pass do_sample=True or num_beams")
+    rows, names = encode_prompts(base, prompts, names), list(names)
+    processors: list[Any] = []
+    copies = num_return_sequences if do_sample else 1
+    if do_sample:
+        rows = [row for row in rows for _ in range(copies)]
+        names = [name for name in names for _ in range(copies)]
+        drawn = seeds if seeds is not None else torch.randint(2**62, (len(prompts),)).tolist()
+        processors = [*warpers(temperature, top_k, top_p, min_p)]
+        processors.append(RowSampler([sample_seed(seed, k) for seed in drawn for k in range(copies)]))
+    side = "right" if base.is_encoder_decoder else "left"
+    batch = collate(rows, pad_id(base.tokenizer), side, base.device)
+    own = base.model.generation_config
+    eos = settings.pop(
+        "eos_token_id", own.eos_token_id if own.eos_token_id is not None else base.tokenizer.eos_token_id
+    )
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=num_beams,
+        num_return_sequences=1 if do_sample else num_return_sequences,
+        pad_token_id=pad_id(base.tokenizer),
+        eos_token_id=eos,
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+        **settings,
+    )
+    with torch.no_grad(), base.use(names, repeat=num_beams):
+        output = base.model.generate(
+            **{k: batch[k] for k in ("input_ids", "attention_mask")},
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+        )
+    start = 1 if base.is_encoder_decoder else batch["input_ids"].shape[1]
+    stops = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    sequences = [_until(row[start:].tolist(), stops, pad_id(base.tokenizer)) for row in output]
+    per = num_return_sequences
+    return [sequences[i * per : (i + 1) * per] for i in range(len(prompts))]
+
+
+def _until(ids: list[int], stops: set[int], pad: int) -> list[int]:
+    """Cut at the first end-of-text; without one, drop the padding that other rows' lengths left behind."""
+    for place, token in enumerate(ids):
+        if token in stops:
+            return ids[:place]
+    while ids and ids[-1] == pad and pad not in stops:
+        ids = ids[:-1]
+    return ids

@@ -1,0 +1,73 @@
+"""Task heads: what an adapter reads from the backbone's states, per group of rows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from onebase.errors import ConfigError
+
+Pooling = Literal["mean", "first", "last"]
+
+
+def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Make one vector of each sequence.
+
+    Args:
+        states: (B, T, D).
+        mask: (B, T), 1 for real tokens.
+        how: 'mean' over real tokens, 'first' or 'last' real token.
+
+    Returns:
+        (B, D) in float32.
+    """
+    states, real = states.float(), mask.bool()
+    if how == "mean":
+        weight = real.float()
+        return (states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1.0)
+    column = torch.arange(states.shape[1], device=states.device)
+    if how == "first":
+        index = torch.where(real, column, states.shape[1]).amin(1).clamp(max=states.shape[1] - 1)
+    elif how == "last":
+        index = torch.where(real, column, 0).amax(1)
+    else:
+        raise ConfigError(f"pooling {how!r}: expected mean, first or last")
+    return states[torch.arange(len(states), device=states.device), index]
+
+
+class ClassificationHead(nn.Module):
+    """A linear map from a pooled vector to one logit per label, with a fixed standardisation of the vector.
+
+    The vector is centred and scaled by statistics of the base's vectors on the training texts (identity when they
+    are not given): bases differ by orders of magnitude in the scale of their states, and one learning rate then fits
+    all of them.
+
+    Args:
+        width: D.
+        labels: number of labels.
+    """
+
+    def __init__(self, width: int, labels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(labels, width))
+        self.bias = nn.Parameter(torch.zeros(labels))
+        self.center = nn.Buffer(torch.zeros(width))
+        self.scale = nn.Buffer(torch.ones(width))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return logits (B, labels), float32, of vectors (B, D)."""
+        return nn.functional.linear((vectors.float() - self.center) * self.scale, self.weight, self.bias)
+
+    def standardize(self, vectors: Tensor) -> None:
+        """Take centre and scale from vectors (n, D)."""
+        self.center.copy_(vectors.mean(0))
+        self.scale.copy_(1.0 / vectors.std(0).clamp(min=1e-6))
+
+
+def build_head(task: dict[str, Any], width: int) -> nn.Module | None:
+    """Build the head that a task needs; None where the base's own LM head serves."""
+    if task["kind"] == "classification":
+        return ClassificationHead(width, len(task["labels"]))
+    return None

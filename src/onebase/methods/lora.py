@@ -1,0 +1,104 @@
+"""LoRA: low-rank change of linear maps.
+
+Paper: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
+Formula: h' = h + s * B A x,  A (r, d_in), B (d_out, r),  s = alpha / r, or alpha / sqrt(r) with `rslora`
+    (Kalajdzievski 2023, arXiv 2312.03732).
+Parameters: sum over sites of r * (d_in + d_out).
+Start: A kaiming uniform with a = sqrt(5), as in the authors' code and PEFT; B zero, so the start is the base.
+Differs: sites default to every linear of every layer (the paper: q and v; use sites='paper'), which was
+    more accurate at the same rank in later work (QLoRA, arXiv 2305.14314). PEFT has the same maths and alpha / r.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onebase.core.contracts import AdapterModule, Delta
+from onebase.core.plan import At
+from onebase.core.site import Site
+from onebase.methods.method import Init, Method, check, match_linears, matches
+from onebase.methods.registry import register
+
+
+class LoRADelta(Delta):
+    """``h + s * B A dropout(x)``."""
+
+    def __init__(self, a: Tensor, d_out: int, scale: float, dropout: float):
+        super().__init__()
+        self.A = nn.Parameter(a)  # (r, d_in)
+        self.B = nn.Parameter(torch.zeros(d_out, len(a)))  # (d_out, r)
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
+        """Add the low-rank map of x."""
+        x = at.dropout(x, self.dropout, self.training)
+        return h + self.scale * F.linear(F.linear(x, self.A.to(h.dtype)), self.B.to(h.dtype))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """Low-rank change of linear maps (arXiv 2106.09685).
+
+    Attributes:
+        rank: r, 1 to 512; the paper finds r = 1 to 8 enough on q and v.
+        alpha: scale numerator; s = alpha / rank. The paper uses 8 or 16.
+        rslora: s = alpha / sqrt(rank) instead, stable at high ranks.
+        sites: 'all', 'paper' (q, v), part names (q k v o gate up down) or 're:PATTERN' on site names.
+        ranks: part or 're:PATTERN' -> rank there.
+        alphas: part or 're:PATTERN' -> alpha there.
+        dropout: rate on x while training, 0 to below 1.
+    """
+
+    name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "low-rank change of linear maps; merges into the base"
+    mergeable: ClassVar[bool] = True
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    sites: str | tuple[str, ...] = "all"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, rank in {"rank": self.rank, **{f"ranks[{k!r}]": v for k, v in self.ranks.items()}}.items():
+            check(isinstance(rank, int) and 1 <= rank <= 512, f"lora.{key}", rank, "an integer from 1 to 512")
+        for key, alpha in {
+            "alpha": self.alpha,
+            **{f"alphas[{k!r}]": v for k, v in self.alphas.items()},
+        }.items():
+            check(alpha > 0 and math.isfinite(alpha), f"lora.{key}", alpha, "a positive number")
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "0 <= rate < 1")
+
+    def select(self, sites: Sequence[Site]) -> list[Site]:
+        """Return the linear sites named by `sites`; every key of `ranks` and `alphas` must match one of them."""
+        chosen = match_linears(sites, self.sites, "lora.sites")
+        for setting, values in (("ranks", self.ranks), ("alphas", self.alphas)):
+            for key in values:
+                match_linears(chosen, key, f"lora.{setting}")
+        return chosen
+
+    def _at(self, site: Site, default: float, values: Mapping[str, float]) -> float:
+        hits = [value for key, value in values.items() if matches(site, key, "lora")]
+        return hits[-1] if hits else default  # a later key wins
+
+    def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
+        """Build A and B for every site."""
+        deltas = {}
+        for site in sites:
+            rank = int(self._at(site, self.rank, self.ranks))
+            alpha = self._at(site, self.alpha, self.alphas)
+            bound = 1 / math.sqrt(site.d_in)  # kaiming_uniform with a = sqrt(5)
+            a = (torch.rand(rank, site.d_in, generator=init.generator) * 2 - 1) * bound
+            scale = alpha / (math.sqrt(rank) if self.rslora else rank)
+            deltas[site.name] = LoRADelta(a, site.d_out, scale, self.dropout)
+        return AdapterModule(deltas)

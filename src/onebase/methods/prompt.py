@@ -1,0 +1,124 @@
+"""Prompt tuning: learned virtual tokens before the text.
+
+Paper: Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, arXiv 2104.08691;
+    optional MLP as in P-tuning, Liu et al. 2021, arXiv 2103.10385.
+Formula: input = [E_1 .. E_P ; embed(text)], E learned; placed directly before each row's first real token.
+Parameters: P * D (the MLP, where used, is folded away after training).
+Start: label words, then the most frequent tokens (the paper draws from the 5,000 most common); or text; or uniform.
+Differs: text positions follow the virtual tokens (as PEFT does; AdapterHub leaves them). Weak on small bases: that is
+    the paper's own finding, the gap closes near 10 B parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from onebase.core.contracts import AdapterModule, PromptDelta
+from onebase.core.site import Site
+from onebase.methods.method import Init, Method, check
+from onebase.methods.registry import register
+
+COMMON = 5000  # most common tokens that vocabulary initialisation samples from (Lester et al., section 3.2)
+
+
+class VirtualTokens(PromptDelta):
+    """Learned embeddings."""
+
+    def __init__(self, start: Tensor):
+        super().__init__()
+        self.embedding = nn.Parameter(start)  # (P, D)
+
+    def tokens(self) -> Tensor:
+        """Return the parameters."""
+        return self.embedding
+
+
+class EncodedTokens(PromptDelta):
+    """Embeddings plus a two-layer MLP of them; the MLP's last layer starts at zero."""
+
+    def __init__(self, start: Tensor, hidden: int, generator: torch.Generator):
+        super().__init__()
+        width = start.shape[1]
+        self.embedding = nn.Parameter(start)
+        self.inner = nn.Parameter(torch.randn(hidden, width, generator=generator) / width**0.5)
+        self.inner_bias = nn.Parameter(torch.zeros(hidden))
+        self.outer = nn.Parameter(torch.zeros(width, hidden))
+
+    def tokens(self) -> Tensor:
+        """Return the encoded virtual tokens."""
+        inner = torch.relu(nn.functional.linear(self.embedding, self.inner, self.inner_bias))
+        return self.embedding + nn.functional.linear(inner, self.outer)
+
+
+class PromptModule(AdapterModule):
+    """Virtual tokens that are trained through an MLP and stored flat."""
+
+    def fold(self) -> AdapterModule:
+        """Compute the virtual tokens once and drop the MLP."""
+        with torch.no_grad():
+            return AdapterModule({name: VirtualTokens(delta.tokens().clone()) for name, delta in self.items()})  # type: ignore[union-attr]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Method):
+    """Learned virtual tokens before the text (arXiv 2104.08691).
+
+    Attributes:
+        length: P, 1 to 1024. The paper: 20 to 100.
+        init: 'labels' (label words, filled up from the vocabulary), 'text', 'vocabulary' or 'uniform' (+-0.5).
+        text: the words to start from when init is 'text'.
+        mlp: width of a training-time MLP (P-tuning), 0 for none.
+    """
+
+    name: ClassVar[str] = "prompt"
+    summary: ClassVar[str] = "learned virtual tokens before the text"
+    epsilon: ClassVar[float | None] = None
+
+    length: int = 20
+    init: Literal["labels", "text", "vocabulary", "uniform"] = "labels"
+    text: str = ""
+    mlp: int = 0
+
+    def __post_init__(self) -> None:
+        check(1 <= self.length <= 1024, "prompt.length", self.length, "1 to 1024")
+        choices = ("labels", "text", "vocabulary", "uniform")
+        check(self.init in choices, "prompt.init", self.init, f"one of {', '.join(choices)}")
+        check(
+            bool(self.text) == (self.init == "text"),
+            "prompt.text",
+            self.text,
+            "a text exactly when init='text'",
+        )
+        check(0 <= self.mlp <= 8192, "prompt.mlp", self.mlp, "0 to 8192")
+
+    def select(self, sites: Sequence[Site]) -> list[Site]:
+        """Return the embeddings of the first stack: the encoder of an encoder-decoder."""
+        return [next(site for site in sites if site.kind == "embeddings")]
+
+    def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
+        """Build the virtual tokens."""
+        start = self._start(sites[0].d_out, init)
+        if not self.mlp:
+            return AdapterModule({sites[0].name: VirtualTokens(start)})
+        return PromptModule({sites[0].name: EncodedTokens(start, self.mlp, init.generator)})
+
+    def _start(self, width: int, init: Init) -> Tensor:
+        if self.init == "uniform":
+            return torch.rand(self.length, width, generator=init.generator) - 0.5
+        words = {"labels": list(init.labels), "text": [self.text], "vocabulary": []}[self.init]
+        rows = [row for word in words for row in init.embed(word)][: self.length]
+        if self.init == "text" and rows:  # repeat the text to fill the prompt
+            rows = [rows[i % len(rows)] for i in range(self.length)]
+        missing = self.length - len(rows)
+        if missing:
+            common = init.frequent(COMMON)
+            picked = torch.randperm(len(common), generator=init.generator)[:missing].tolist()
+            picked += [i % len(common) for i in range(missing - len(picked))]
+            rows += list(init.embed_ids([common[i] for i in picked]))
+        return torch.stack(rows).clone()

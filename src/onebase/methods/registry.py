@@ -1,0 +1,123 @@
+"""The registry of methods and the shorthand that names them: ``"lora(rank=16)"``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from onebase.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from onebase.methods.method import Method
+
+# Name -> module. Listing the names must not import torch.
+BUILT_IN = {
+    "bottleneck": "onebase.methods.bottleneck",
+    "lora": "onebase.methods.lora",
+    "prefix": "onebase.methods.prefix",
+    "prompt": "onebase.methods.prompt",
+}
+ENTRY_POINTS = "onebase.methods"
+
+_REGISTERED: dict[str, type[Method]] = {}
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Make a method known under its `name`: for the command line, files, tests and shorthand.
+
+    Args:
+        cls: a frozen dataclass derived from `Method`, with a class attribute `name`.
+
+    Raises:
+        ConfigError: the name is taken by another class, or is no identifier.
+    """
+    name = cls.name
+    if not name.isidentifier() or name != name.lower():
+        raise ConfigError(f"method name {name!r} must be a lower-case identifier")
+    taken = _REGISTERED.get(name)
+    if taken is not None and taken.__qualname__ != cls.__qualname__:
+        raise ConfigError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
+    if taken is None and name in BUILT_IN and cls.__module__ != BUILT_IN[name]:
+        raise ConfigError(f"method name {name!r} is taken by {BUILT_IN[name]}")
+    _REGISTERED[name] = cls
+    return cls
+
+
+def unregister(name: str) -> None:
+    """Forget a method that was registered at run time."""
+    _REGISTERED.pop(name, None)
+
+
+def _entry_points() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def method_names() -> list[str]:
+    """Return every known method name, sorted, without importing torch."""
+    return sorted({*BUILT_IN, *_REGISTERED, *_entry_points()})
+
+
+def get_method(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Raises:
+        UnknownNameError: no method has this name.
+    """
+    if name not in _REGISTERED:
+        if name in BUILT_IN:
+            importlib.import_module(BUILT_IN[name])
+        elif name in (points := _entry_points()):
+            register(points[name].load())
+    if name not in _REGISTERED:
+        raise unknown("method", name, method_names())
+    return _REGISTERED[name]
+
+
+def all_methods() -> dict[str, type[Method]]:
+    """Return name -> class of every known method."""
+    return {name: get_method(name) for name in method_names()}
+
+
+def parse_method(given: str | Method | Mapping[str, Any]) -> Method:
+    """Return a method from a shorthand string, a stored mapping or a method.
+
+    Args:
+        given: ``"lora"``, ``"lora(rank=16, sites='paper')"`` (arguments are literals and are never evaluated),
+            ``{"name": "lora", "settings": {"rank": 16}}``, or a method instance.
+
+    Raises:
+        ConfigError: not a call with literal keyword arguments, or a wrong setting.
+        UnknownNameError: no such method or setting.
+    """
+    if isinstance(given, str):
+        name, settings = _parse(given)
+    elif isinstance(given, Mapping):
+        name, settings = str(given.get("name")), dict(given.get("settings") or {})
+    else:
+        return given
+    return get_method(name).from_settings(settings)
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    how = f"method {text!r}: write name(key=literal, ...), e.g. lora(rank=16)"
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        raise ConfigError(how) from None
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+        raise ConfigError(how)
+    settings: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None or keyword.arg in settings:
+            raise ConfigError(how)
+        try:
+            settings[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise ConfigError(f"method {text!r}: the value of {keyword.arg!r} is not a literal") from None
+    return node.func.id, settings

@@ -1,0 +1,266 @@
+"""The versioned folder of adapters: save, resolve, list and remove, each whole or not at all."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onebase.errors import ConfigError, CorruptError, StoreError, UnknownNameError, unknown
+from onebase.store import disk
+from onebase.store.card import render_card
+from onebase.store.names import NAME, VERSION, check_name, is_path, split_ref
+from onebase.store.schema import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    TENSORS_FILE,
+    AdapterConfig,
+    json_problems,
+    library_version,
+    parse_config,
+    seal,
+)
+from onebase.store.stored import Stored, Version
+from onebase.store.tensors import encode
+
+if TYPE_CHECKING:
+    import torch
+
+FILLED = ("name", "version", "created", "tensors", "files", "digest")
+Card = str | Callable[[AdapterConfig], str]
+
+
+def default_root() -> Path:
+    """Return ``$ONEBASE_HOME``, else ``$XDG_DATA_HOME/onebase``, else ``~/.local/share/onebase``."""
+    if home := os.environ.get("ONEBASE_HOME"):
+        return Path(home).expanduser()
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data).expanduser() if data else Path.home() / ".local" / "share") / "onebase"
+
+
+class Store:
+    """Adapters in ``<root>/adapters/<name>/<version>/``.
+
+    A version is prepared in ``<root>/.tmp/`` and appears by one rename; it leaves the same way.
+    Its number comes from a file in ``<name>/.claimed/``, which stays when the version goes:
+    the highest of them is the high-water mark. A save that is cut off may so leave a gap.
+
+    Args:
+        root: the store's folder; created by the first save. None takes `default_root`.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root).expanduser().absolute() if root is not None else default_root().absolute()
+
+    @property
+    def _adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def _work(self) -> Path:
+        return self.root / ".tmp"
+
+    def save(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, torch.Tensor],
+        card: Card = render_card,
+    ) -> Stored:
+        """Store a new version of the adapter `name`.
+
+        Args:
+            name: see `check_name`.
+            config: the fields of `AdapterConfig` except name, version, created, tensors, files and
+                digest, which the store fills; format_version, library and library_version may be left out.
+            tensors: by name; finite.
+            card: the text of README.md, or a function that makes it from the config. The function sees
+                the final name and version, but no ``files`` and a provisional ``digest``.
+
+        Returns:
+            The version stored.
+
+        Raises:
+            ConfigError: the name, a field or a tensor cannot be used.
+            StoreError: the tensors are not finite, or the disk refuses.
+        """
+        check_name(name)
+        data, shapes = encode(tensors)
+        body = _body(name, config, shapes)
+        self._refuse_other_case(name)
+        try:
+            disk.sweep(self._work)
+            work = disk.new_work(self._work, "save")
+            work.mkdir()
+            try:
+                digest = disk.write_file(work / TENSORS_FILE, data)
+                return self._publish(work, name, body, {TENSORS_FILE: digest}, card)
+            finally:
+                disk.discard(work)
+        except OSError as error:
+            raise StoreError(
+                f"cannot save {name!r} in {self.root}: {error}. No version was added. "
+                f"Make room there, or set ONEBASE_HOME to another folder."
+            ) from error
+
+    def resolve(self, ref: str | os.PathLike[str]) -> Stored:
+        """Find one version by reference or by path.
+
+        Args:
+            ref: ``"reviews"`` for the newest version, ``"reviews@3"``, or the path of an adapter's
+                folder: a path object, an absolute path, or text with a separator (``"./reviews"``).
+
+        Returns:
+            The version. Its config is checked; its files are when `Stored.tensors` loads them.
+
+        Raises:
+            UnknownNameError: there is no such adapter, version or folder.
+            ConfigError: the reference is malformed.
+            CorruptError: the config is damaged. An older version is never given in its place.
+            StoreError: a newer onebase wrote it.
+        """
+        if is_path(ref):
+            path = Path(ref).expanduser().absolute()
+            if not path.is_dir():
+                raise UnknownNameError(f"there is no adapter folder {path}. Check the path, or run: onebase ls")
+            return Stored.open(path)
+        return self._open(self._find(str(ref))[-1])
+
+    def list(self) -> builtins.list[Stored]:
+        """Return every version in the store, by name and then version number.
+
+        A version whose config cannot be read is left out with a warning that says why.
+        """
+        found = []
+        for place in self._places():
+            try:
+                found.append(self._open(place))
+            except StoreError as problem:
+                if place.path.exists():  # else another process removed it meanwhile
+                    fix = f"onebase rm {place.ref}"
+                    warnings.warn(f"{place.ref} is left out: {problem} To remove it: {fix}", stacklevel=2)
+        return found
+
+    def remove(self, ref: str) -> builtins.list[Version]:
+        """Remove one version (``"reviews@2"``) or all of them (``"reviews"``), damaged ones too.
+
+        Args:
+            ref: a reference; never a path, as folders outside the store are not its own.
+
+        Returns:
+            The places removed, oldest first. Their numbers are not given again.
+
+        Raises:
+            UnknownNameError: there is no such adapter or version.
+            ConfigError: the reference is malformed or a path.
+            StoreError: the disk refuses; versions before the one named are removed.
+        """
+        if is_path(ref):
+            raise ConfigError(f"{ref!r} is a path; remove takes 'name' or 'name@version'. Delete a folder yourself.")
+        return [place for place in self._find(ref) if self._remove(place)]
+
+    def _publish(self, work: Path, name: str, body: dict[str, Any], files: dict[str, str], card: Card) -> Stored:
+        home = self._adapters / name
+        while True:
+            taken = [place.version for place in self._places(name)]
+            version = disk.claim_number(home / ".claimed", above=max(taken, default=0))
+            final = {**body, "version": version, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            text = card(parse_config(seal(final), name, ConfigError)) if callable(card) else card
+            for stale in (CARD_FILE, CONFIG_FILE):
+                (work / stale).unlink(missing_ok=True)
+            digest = disk.write_file(work / CARD_FILE, text.encode())
+            sealed = seal({**final, "files": {**files, CARD_FILE: digest}})
+            disk.write_file(work / CONFIG_FILE, (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode())
+            disk.sync_folder(work)
+            # a number can be taken without a claim by a folder that someone copied in: try the next one
+            if disk.move_folder(work, home / str(version)):
+                config = parse_config(sealed, name)
+                return Stored(name, version, home / str(version), config.digest, config)
+
+    def _remove(self, place: Version) -> bool:
+        try:
+            # a folder copied in has no claim yet, without which its number would be given again
+            claimed = place.path.parent / ".claimed"
+            disk.make_folder(claimed)
+            (claimed / str(place.version)).touch()
+            disk.sync_folder(claimed)
+            work = disk.new_work(self._work, "removed")
+            os.rename(place.path, work)
+            disk.sync_folder(place.path.parent)
+        except FileNotFoundError:
+            if place.path.exists():
+                raise
+            return False  # another process removed it first
+        except OSError as error:
+            raise StoreError(f"cannot remove {place.ref} ({error}). Close what uses {place.path}.") from error
+        disk.discard(work)
+        return True
+
+    def _find(self, ref: str) -> builtins.list[Version]:
+        name, version = split_ref(ref)
+        places = self._places(name)
+        if not places:
+            raise unknown("adapter", name, {place.name for place in self._places()})
+        if version is None:
+            return places
+        chosen = [place for place in places if str(place.version) == version]
+        if not chosen:
+            numbers = ", ".join(str(place.version) for place in places)
+            raise UnknownNameError(f"adapter {name!r} has no version {version!r}. It has: {numbers}.")
+        return chosen
+
+    def _places(self, name: str | None = None) -> builtins.list[Version]:
+        names = _entries(self._adapters) if name is None else [name]
+        places = [
+            Version(n, int(v), self._adapters / n / v)
+            for n in names
+            if NAME.fullmatch(n)
+            for v in _entries(self._adapters / n)
+            if VERSION.fullmatch(v)
+        ]
+        return sorted(places, key=lambda place: (place.name, place.version))
+
+    def _open(self, place: Version) -> Stored:
+        stored = Stored.open(place.path)
+        if stored.ref != place.ref:
+            raise CorruptError(f"{place.path} holds {stored.ref}, not {place.ref}: the folder was copied or renamed.")
+        return stored
+
+    def _refuse_other_case(self, name: str) -> None:
+        for other in _entries(self._adapters):
+            if other != name and other.lower() == name.lower():
+                raise ConfigError(
+                    f"adapter name {name!r} differs from {other!r} only in case, "
+                    f"which many disks cannot tell apart; use {other!r}."
+                )
+
+
+def _entries(folder: Path) -> builtins.list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _body(name: str, config: Mapping[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    filled = [key for key in FILLED if key in config]
+    if filled:
+        raise ConfigError(f"config of {name!r} has {filled}, which the store fills itself; leave them out.")
+    if problems := [*json_problems(config, "")]:
+        raise ConfigError(f"config of {name!r} cannot be stored as JSON:" + "".join(f"\n  - {p}" for p in problems))
+    head = {"format_version": FORMAT_VERSION, "library": "onebase", "library_version": library_version()}
+    # through JSON, so that tuples are lists here already and the digest is that of the file read back
+    body = json.loads(json.dumps({**head, **config, "name": name, "tensors": shapes, "files": {}}))
+    parse_config(
+        seal({**body, "version": 1, "created": "2000-01-01T00:00:00+00:00"}),
+        f"config of {name!r}",
+        ConfigError,
+    )
+    return body

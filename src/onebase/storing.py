@@ -1,0 +1,202 @@
+"""Between an attached adapter and its stored folder: what is written, and every check before it is trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onebase.adapter import Adapter, problems
+from onebase.build import build_adapter
+from onebase.encode import collate, encode_texts, pad_id
+from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
+from onebase.methods.registry import parse_method
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+    from onebase.store import Store, Stored
+
+# Neutral sentences: a probe travels with the adapter, so it must hold nothing of the user's.
+PROBES = (
+    "The meeting starts at nine and ends before noon.",
+    "Le train de Lyon arrive sur la voie deux.",
+    "Nothing about this was easy, and yet it worked.",
+    "Please sign the form and send it back by Friday.",
+)
+KEPT = 8  # values kept per probe: enough to notice a change, small enough to read
+# Largest accepted difference of a probe value, relative to the largest value: rounding of the dtype through the
+# layers of a base, with room for another processor's order of summation.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
+
+_verified: set[tuple[str, str, str, str]] = set()  # (digest, base, dtype, device) whose probes agreed
+
+
+def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
+    """Run the probes through an attached adapter.
+
+    Returns:
+        {"values": per probe text up to 8 numbers: label logits, or evenly spaced logits of the next token}; empty
+        without a tokenizer.
+    """
+    if base.tokenizer is None:
+        return {}
+    pairs = PROBES[::-1] if adapter.task.get("pair") else None
+    rows = encode_texts(base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
+    batch = collate(rows, pad_id(base.tokenizer), device=base.device)
+    with torch.no_grad():
+        if adapter.head is not None or not base.has_lm_head:
+            values = torch.stack(base.logits(batch, [adapter.name] * len(rows)))
+        else:
+            inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+            if base.is_encoder_decoder:
+                inputs["decoder_input_ids"] = batch["input_ids"][:, :1]
+            with base.use(adapter.name):
+                logits = base.model(**inputs, use_cache=False).logits
+            last = (
+                torch.zeros_like(batch["attention_mask"][:, 0])
+                if base.is_encoder_decoder
+                else batch["attention_mask"].sum(1) - 1
+            )
+            values = logits[torch.arange(len(rows), device=logits.device), last]
+    values = values.float().cpu()
+    step = max(1, values.shape[1] // KEPT)
+    return {"values": [[round(v, 5) for v in row] for row in values[:, ::step][:, :KEPT].tolist()]}
+
+
+def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
+    """Return the fields of a stored config for an attached adapter (see `store.schema.AdapterConfig`)."""
+    from onebase.store import digest_config, digest_tokenizer
+
+    if base.tokenizer is None:
+        raise ConfigError("storing an adapter needs the base's tokenizer, which its texts were cut with")
+    return {
+        "method": {"name": adapter.method.name, "settings": adapter.method.settings()},
+        "task": dict(adapter.task),
+        "base": {
+            "id": base.id,
+            "fingerprint": base.fingerprint(),
+            "model_type": base.anatomy.model_type,
+            "hidden_size": base.anatomy.hidden_size,
+            "layers": base.anatomy.layers,
+            "config_digest": digest_config(base.model.config),
+            "parameters": sum(p.numel() for p in base.model.parameters()),
+        },
+        "tokenizer": {"digest": digest_tokenizer(base.tokenizer)},
+        "provenance": dict(facts.get("provenance") or {}),
+        "metrics": dict(facts.get("metrics") or {}),
+        "probes": probe(base, adapter),
+        "parameters": adapter.count(),
+    }
+
+
+def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str | None, **facts: Any) -> Stored:
+    """Store an attached adapter as the next version of its name."""
+    from onebase.store import Store
+
+    adapter.fold()
+    tensors = {name: t.cpu().contiguous() for name, t in adapter.tensors().items()}
+    config = describe(base, adapter, **facts)
+    stored = (store or Store()).save(as_name or adapter.name, config=config, tensors=tensors)
+    adapter.ref, adapter.digest = stored.ref, stored.digest
+    adapter.config = stored.config.model_dump(mode="json")
+    return stored
+
+
+def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
+    """Write an attached adapter to a folder of its own.
+
+    Raises:
+        StoreError: the folder has files already.
+    """
+    import shutil
+    import tempfile
+
+    from onebase.store import Store
+
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise StoreError(f"{folder} is not empty: choose a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        stored = save_adapter(base, adapter, Store(Path(work)), None)
+        folder.mkdir(exist_ok=True)
+        for file in stored.path.iterdir():
+            shutil.move(str(file), folder / file.name)
+
+
+def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, verify: bool) -> Adapter:
+    """Attach a stored adapter after every check; see `Base.load`."""
+    from onebase.store import Store
+
+    stored = (store or Store()).resolve(ref)
+    tensors = stored.tensors()
+    _check_base(base, stored, verify)
+    config = stored.config.model_dump(mode="json")
+    name = name or stored.name
+    if name in base.adapters:
+        if base.adapters[name].digest == stored.digest:
+            return base.adapters[name]
+        raise ConfigError(f"adapter name {name!r} is taken: remove it first, or load with another name=")
+    method = parse_method(config["method"])
+    adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
+    wrong = problems(adapter.tensors(), tensors)
+    if wrong:
+        raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))
+    adapter.put(tensors)
+    adapter.ref, adapter.digest, adapter.config = stored.ref, stored.digest, config
+    adapter.train(False)
+    base._attach(adapter)
+    if verify:
+        try:
+            _check_probes(base, adapter, config["probes"])
+        except BaseException:
+            base.remove(name)
+            raise
+    return adapter
+
+
+def _check_base(base: Base, stored: Stored, verify: bool) -> None:
+    """Raise one error with everything that differs between the adapter's base and this one."""
+    from onebase.store import digest_tokenizer
+
+    made, wrong = stored.config.base, []
+    if made.model_type != base.anatomy.model_type:
+        wrong.append(f"model type: made for {made.model_type}, this base is {base.anatomy.model_type}")
+    for field, own in (("hidden_size", base.anatomy.hidden_size), ("layers", base.anatomy.layers)):
+        if getattr(made, field) != own:
+            wrong.append(f"{field}: made for {getattr(made, field)}, this base has {own}")
+    if not wrong and made.fingerprint != base.fingerprint():
+        wrong.append(
+            f"weights: made for {made.id} ({made.fingerprint[:19]}...), this base is {base.fingerprint()[:19]}..."
+        )
+    if verify and base.tokenizer is not None and stored.config.tokenizer.digest != digest_tokenizer(base.tokenizer):
+        wrong.append(
+            "tokenizer: the adapter was trained with another one (verify=False skips this check and the probes)"
+        )
+    if wrong:
+        raise MismatchError(
+            f"{stored.ref} was made for another base:\n  - "
+            + "\n  - ".join(wrong)
+            + f"\nLoad the base {made.id!r} instead."
+        )
+
+
+def _check_probes(base: Base, adapter: Adapter, stored: dict[str, Any]) -> None:
+    """Compare what the adapter answers here with what it answered when it was stored."""
+    if not stored.get("values") or base.tokenizer is None:
+        return
+    dtype = next(base.model.parameters()).dtype
+    key = (adapter.digest, base.fingerprint(), str(dtype), base.device.type)
+    if key in _verified:
+        return
+    then = torch.tensor(stored["values"])
+    now = torch.tensor(probe(base, adapter)["values"])
+    allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * max(1.0, float(then.abs().max()))
+    gap = float((then - now).abs().max()) if then.shape == now.shape else float("inf")
+    if not gap <= allowed:
+        raise MismatchError(
+            f"{adapter.ref} answers differently here: a probe differs by {gap:.3g}, allowed {allowed:.3g} in {dtype}. "
+            "The base, the library or the file is not what it was trained with; load with verify=False to look at it."
+        )
+    _verified.add(key)
