@@ -20,15 +20,15 @@ _WHERE = {
     "Prediction": "onebase.base",
     "Prefix": "onebase.methods.prefix",
     "Prompt": "onebase.methods.prompt",
-    "Run": "onebase.train",
+    "Run": "onebase.training",
     "Store": "onebase.store",
     "errors": "onebase.errors",
-    "evaluate": "onebase.evaluate",
+    "evaluate": "onebase.evaluation",
     "extend": "onebase.extend",
     "load_base": "onebase.loading",
     "load_data": "onebase.data",
     "parse_method": "onebase.methods.registry",
-    "train": "onebase.train",
+    "train": "onebase.training",
 }
 
 __all__ = [
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from onebase.base import Base, Prediction
     from onebase.data import Data
     from onebase.data import load as load_data
-    from onebase.evaluate import evaluate
+    from onebase.evaluation import evaluate
     from onebase.loading import load_base
     from onebase.methods.bottleneck import Bottleneck
     from onebase.methods.lora import LoRA
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from onebase.methods.prompt import Prompt
     from onebase.methods.registry import parse_method
     from onebase.store import Store
-    from onebase.train import Run, train
+    from onebase.training import Run, train
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from onebase.core.contracts import AdapterModule, KVDelta, PromptDelta
 from onebase.core.plan import Routed
-from onebase.heads import build_head
+from onebase.heads import ClassificationHead, build_head
 from onebase.methods.method import Method
 
 # What the fields of a task mean; a stored adapter carries all of them.
@@ -41,6 +41,7 @@ class Adapter:
     ref: str = ""
     digest: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    base_head: ClassificationHead | None = None  # the base's own head: frozen vectors, for scores side by side
     routed: Routed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,17 +78,20 @@ class Adapter:
             self.head.train(mode)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every saved tensor, detached: ``deltas...``, ``shared...`` and ``head...``."""
+        """Return every saved tensor, detached: ``deltas...``, ``shared...``, ``head...``, ``base_head...``."""
         found = {name: t.detach() for name, t in self.module.tensors().items()}
         if self.head is not None:
             found |= {f"head.{name}": t.detach() for name, t in self.head.state_dict().items()}
+        if self.base_head is not None:
+            found |= {f"base_head.{name}": t.detach() for name, t in self.base_head.state_dict().items()}
         return found
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors named as `tensors()` names them into module and head."""
-        self.module.put({n: t for n, t in tensors.items() if not n.startswith("head.")})
-        if self.head is not None:
-            self.head.load_state_dict({n[5:]: t for n, t in tensors.items() if n.startswith("head.")})
+        self.module.put({n: t for n, t in tensors.items() if not n.startswith(("head.", "base_head."))})
+        for prefix, head in (("head.", self.head), ("base_head.", self.base_head)):
+            if head is not None:
+                head.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
 
     def fold(self) -> None:
         """Drop what only training needs; the outputs stay the same."""

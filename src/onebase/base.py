@@ -157,6 +157,13 @@ class Base:
         self._numbers[adapter.routed.number] = adapter.name
         return adapter
 
+    def _rename(self, adapter: Adapter, name: str) -> None:
+        """Give an attached adapter the name it is used by."""
+        del self._adapters[adapter.name]
+        adapter.name = adapter.routed.name = name
+        self._adapters[name] = adapter
+        self._numbers[adapter.routed.number] = name
+
     def load(self, ref: str, *, name: str | None = None, store: Any = None, verify: bool = True) -> Adapter:
         """Attach a stored adapter: ``"reviews"``, ``"reviews@3"`` or a folder.
 
@@ -468,6 +475,9 @@ class _Named(Mapping[str, Adapter]):
             return self._view[name]
         except (KeyError, TypeError):
             raise unknown("adapter", name, self._view) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._view.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._view

@@ -33,7 +33,8 @@ class Bound:
         def setting(name: str) -> int:
             return int(kwargs.get(name) or getattr(config, name, None) or 1)
 
-        with self.base.use(self.adapter, repeat=max(setting("num_beams"), setting("num_return_sequences"))):
+        repeat = max(setting("num_beams"), setting("num_return_sequences"))
+        with self.base._installed.without_checkpointing(), self.base.use(self.adapter, repeat=repeat):
             return self.base.model.generate(*args, **kwargs)
 
     def predict(self, texts: Any, **settings: Any) -> list[Prediction]:

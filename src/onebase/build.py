@@ -109,7 +109,7 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
     def kv(text: str, length: int) -> dict[str, tuple[Tensor, Tensor]]:
         sites = [site for _, site in base.anatomy.kv_modules]
         if empty:
-            return {s.name: (torch.zeros(length, s.heads, s.head_dim),) * 2 for s in sites}
+            return {s.name: tuple(torch.zeros(length, s.heads, s.head_dim) for _ in "kv") for s in sites}  # type: ignore[misc]
         ids = text_ids(base, text) if text else []
         if len(ids) < length:
             pool = common(1000)

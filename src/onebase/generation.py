@@ -137,7 +137,7 @@ def generate_ids(
         decoder_start_token_id=own.decoder_start_token_id,
         **settings,
     )
-    with torch.no_grad(), base.use(names, repeat=num_beams):
+    with torch.no_grad(), base._installed.without_checkpointing(), base.use(names, repeat=num_beams):
         output = base.model.generate(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,

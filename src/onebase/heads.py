@@ -63,7 +63,8 @@ class ClassificationHead(nn.Module):
     def standardize(self, vectors: Tensor) -> None:
         """Take centre and scale from vectors (n, D)."""
         self.center.copy_(vectors.mean(0))
-        self.scale.copy_(1.0 / vectors.std(0).clamp(min=1e-6))
+        spread = vectors.std(0)
+        self.scale.copy_(1.0 / spread.clamp(min=1e-2 * float(spread.mean()) + 1e-12))  # a dead feature stays small
 
 
 def build_head(task: dict[str, Any], width: int) -> nn.Module | None:

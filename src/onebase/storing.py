@@ -11,6 +11,7 @@ from onebase.adapter import Adapter, problems
 from onebase.build import build_adapter
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
+from onebase.heads import ClassificationHead
 from onebase.methods.registry import parse_method
 
 if TYPE_CHECKING:
@@ -140,6 +141,9 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or load with another name=")
     method = parse_method(config["method"])
     adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
+    if any(key.startswith("base_head.") for key in tensors):
+        adapter.base_head = ClassificationHead(base.anatomy.hidden_size, len(adapter.labels)).requires_grad_(False)
+        adapter.base_head.to(base.device)
     wrong = problems(adapter.tensors(), tensors)
     if wrong:
         raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))

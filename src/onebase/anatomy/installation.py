@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from onebase.anatomy import attention
 from onebase.anatomy.anatomy import Anatomy
 from onebase.core.anchor import Anchor
-from onebase.core.checkpoint import unwrap_checkpoints
+from onebase.core.checkpoint import ATTRIBUTE, CHECKPOINTED, unwrap_checkpoints
 from onebase.core.plan import Routed
 from onebase.core.route import Route, RouteContext, Runtime
 from onebase.core.site import Site
 from onebase.core.tap import Catch, Tap
+
+_ABSENT = object()  # an attribute that a layer object did not have of its own
 
 
 class Installation:
@@ -112,13 +114,9 @@ class Installation:
     def _switch_attention(self) -> None:
         if self.attention:
             return
-        configs: dict[int, Any] = {}
-        for module in self.model.modules():
-            config = getattr(module, "config", None)
-            if getattr(config, "_attn_implementation", None) is not None:
-                configs[id(config)] = config
-        names = {id(c): attention.register(c._attn_implementation) for c in configs.values()}
-        for config in configs.values():
+        configs = self._configs()
+        names = {id(c): attention.register(c._attn_implementation) for c in configs}
+        for config in configs:
             self.attention.append((config, config._attn_implementation))
             config._attn_implementation_internal = names[id(config)]
         for module, site in self.anatomy.kv_modules:
@@ -130,6 +128,33 @@ class Installation:
         for module, _ in self.anatomy.kv_modules:
             attention.detach(module)
         self.attention = []
+
+    def original_attention(self) -> str:
+        """Return the base's own attention implementation."""
+        current = str(self.model.config._attn_implementation)  # type: ignore[union-attr]
+        return current.removeprefix(attention.PREFIX)
+
+    @contextmanager
+    def attention_as(self, name: str) -> Iterator[None]:
+        """Compute attention with another implementation ('eager' or 'sdpa') for a while."""
+        before = [(config, config._attn_implementation) for config in self._configs()]
+        try:
+            for config, current in before:
+                wrapped = str(current).startswith(attention.PREFIX)
+                config._attn_implementation_internal = attention.register(name) if wrapped else name
+            yield
+        finally:
+            for config, current in before:
+                config._attn_implementation_internal = current
+
+    def _configs(self) -> list[Any]:
+        """Return every distinct config in the model that says how attention is computed."""
+        found: dict[int, Any] = {}
+        for module in self.model.modules():
+            config = getattr(module, "config", None)
+            if getattr(config, "_attn_implementation", None) is not None:
+                found[id(config)] = config
+        return list(found.values())
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
@@ -152,9 +177,12 @@ class Installation:
         transformers checkpoints only layers that are in training mode; only the layer objects are put there, so
         dropout inside them stays off, and a rate that the layer's own forward applies is set to 0 meanwhile.
         """
-        for module, name, value in reversed(self._checkpoint_flags):
-            setattr(module, name, value)
         unwrap_checkpoints(layer for stack in self.anatomy.stacks for layer in stack.layers)
+        for module, name, value in reversed(self._checkpoint_flags):
+            if value is _ABSENT:
+                delattr(module, name)
+            else:
+                setattr(module, name, value)
         self._checkpoint_flags = []
         if not enable:
             return
@@ -165,13 +193,24 @@ class Installation:
 
         for stack in self.anatomy.stacks:
             for layer in stack.layers:
-                settings = {"gradient_checkpointing": True, "training": True}
+                settings: dict[str, Any] = {CHECKPOINTED: True, "training": True, ATTRIBUTE: function}
                 if stack.layer_dropout:
                     settings[stack.layer_dropout] = 0.0
                 for name, value in settings.items():
-                    self._checkpoint_flags.append((layer, name, getattr(layer, name)))
+                    self._checkpoint_flags.append((layer, name, layer.__dict__.get(name, _ABSENT)))
                     setattr(layer, name, value)
-                layer._gradient_checkpointing_func = function  # type: ignore[assignment]
+
+    @contextmanager
+    def without_checkpointing(self) -> Iterator[None]:
+        """Switch checkpointing off for a while: transformers gives a checkpointed layer no KV cache."""
+        on = bool(self._checkpoint_flags)
+        if on:
+            self.checkpointing(False)
+        try:
+            yield
+        finally:
+            if on:
+                self.checkpointing(True)
 
     def close(self) -> None:
         """Restore everything that was changed on the model."""
@@ -181,11 +220,6 @@ class Installation:
             anchor.remove()
         for handle in self.top:
             handle.remove()
-        for stack in self.anatomy.stacks:
-            for layer in stack.layers:
-                layer.__dict__.pop("_gradient_checkpointing_func", None) if not getattr(
-                    layer, "gradient_checkpointing", False
-                ) else None
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         for module, mode in self._modes:

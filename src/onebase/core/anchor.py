@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebase.core.checkpoint import wrap_checkpoints
+from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
 from onebase.core.layout import Layout, make_layout
 from onebase.core.plan import Plan, Routed, lower
 from onebase.core.route import Frame, Route, RouteContext, Runtime
@@ -64,6 +64,7 @@ class Anchor:
         if runtime.frames and runtime.frames[-1].module is module:
             runtime.pop()
         call = dict(zip(self.names, args)) | kwargs
+        self._refuse_dropped_cache(call)
         route = self._route(call)
         if runtime.frames or route is None:
             plan = runtime.frames[-1].plan if runtime.frames else None
@@ -83,6 +84,15 @@ class Anchor:
         if ids is not None:
             return Route(self.by_number(ids))
         return self.runtime.override or self.context.current()
+
+    def _refuse_dropped_cache(self, call: dict[str, Any]) -> None:
+        """transformers drops the KV cache of checkpointed layers, so a second step would see no earlier token."""
+        layer = self.stack.layers[0]
+        if call.get("past_key_values") is not None and layer.training and getattr(layer, CHECKPOINTED, False):
+            raise UnsupportedError(
+                "gradient checkpointing is on, and checkpointed layers fill no KV cache: use base.generate or "
+                "base.bind(name).generate, or base.gradient_checkpointing(False) first"
+            )
 
     def _lower(self, route: Route, call: dict[str, Any]) -> Plan:
         source = call.get("inputs_embeds") if call.get("input_ids") is None else call.get("input_ids")

@@ -10,6 +10,7 @@ from torch import nn
 from onebase.core.route import Runtime
 
 ATTRIBUTE = "_gradient_checkpointing_func"
+CHECKPOINTED = "gradient_checkpointing"  # transformers' flag on a layer object
 
 
 class PlannedCheckpoint:
@@ -52,7 +53,7 @@ class PlannedCheckpoint:
 def wrap_checkpoints(layers: Iterable[nn.Module], runtime: Runtime) -> None:
     """Wrap the checkpoint function of each layer that has one, once."""
     for layer in layers:
-        if not getattr(layer, "gradient_checkpointing", False):
+        if not getattr(layer, CHECKPOINTED, False):
             continue
         function = layer.__dict__.get(ATTRIBUTE)
         if function is not None and not isinstance(function, PlannedCheckpoint):

@@ -98,7 +98,10 @@ class Plan:
             return h
         if len(self.groups) == 1 and live[0].rows is None:
             group = live[0]
-            return group.adapter.deltas[site](h if x is None else x, h, group.at)  # type: ignore[operator]
+            x = h if x is None else x
+            if x.shape[:-1] != h.shape[:-1]:  # OPT flattens tokens between where x and h are caught
+                x = x.reshape(*h.shape[:-1], x.shape[-1])
+            return group.adapter.deltas[site](x, h, group.at)  # type: ignore[operator]
         hb = h.reshape(self.batch, -1, h.shape[-1])  # rows are outermost even where a family flattens tokens
         xb = hb if x is None else x.reshape(self.batch, -1, x.shape[-1])
         if self.pieces is not None:

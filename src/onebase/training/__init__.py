@@ -1,0 +1,6 @@
+"""Training: one loop, defaults that work for each method, and a result that shows the base beside the adapter."""
+
+from onebase.training.run import Run, train
+from onebase.training.settings import Settings
+
+__all__ = ["Run", "Settings", "train"]
