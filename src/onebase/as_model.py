@@ -81,13 +81,16 @@ class AdapterModel(nn.Module):
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
-        """Turn on checkpointing of the base's layers (onebase's own setting; the argument is what Trainer passes)."""
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Turn on checkpointing of the base's layers (onebase's own setting; the arguments are what Trainer passes)."""
         self._base.gradient_checkpointing(True)
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """Turn checkpointing off."""
         self._base.gradient_checkpointing(False)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # the names before transformers 5.23
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write the adapter as a folder that `Base.load` reads.

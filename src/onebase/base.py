@@ -75,6 +75,8 @@ class Base:
         self._numbers: dict[int, str] = {}
         self._next = 0
         self._fingerprint = ""
+        self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
+        self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
         self._closed = False
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
 

@@ -58,7 +58,8 @@ class ClassificationHead(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return logits (B, labels), float32, of vectors (B, D)."""
-        return nn.functional.linear((vectors.float() - self.center) * self.scale, self.weight, self.bias)
+        with torch.autocast(vectors.device.type, enabled=False):  # a head is too small to gain from bfloat16
+            return nn.functional.linear((vectors.float() - self.center) * self.scale, self.weight, self.bias)
 
     def standardize(self, vectors: Tensor) -> None:
         """Take centre and scale from vectors (n, D)."""

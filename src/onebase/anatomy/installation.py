@@ -68,11 +68,13 @@ class Installation:
     # -- adapter_ids among the inputs of the whole model ---------------------------------------------------------
 
     def _take_ids(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        while self.runtime.frames:
+            self.runtime.pop()  # left over from a call that was interrupted
         self.runtime.override = None
         ids = kwargs.pop("adapter_ids", None)
         if ids is None:
             return None
-        self.runtime.override = Route(self.by_number(ids))
+        self.runtime.override = Route(self.by_number(ids)), self.context.variable.get()
         return args, kwargs
 
     def _drop_ids(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

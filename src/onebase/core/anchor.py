@@ -59,10 +59,9 @@ class Anchor:
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lower the route of this call and rewrite its arguments where an adapter has virtual tokens."""
         runtime = self.runtime
-        while runtime.frames and id(module) not in self._inside(runtime.frames[-1].module):
+        while runtime.frames and not self._within(runtime.frames[-1].module):
             runtime.pop()  # left over from a call that was interrupted (KeyboardInterrupt skips hooks)
-        if runtime.frames and runtime.frames[-1].module is module:
-            runtime.pop()
+            runtime.override = None
         call = dict(zip(self.names, args)) | kwargs
         self._refuse_dropped_cache(call)
         route = self._route(call)
@@ -75,20 +74,23 @@ class Anchor:
             wrap_checkpoints(self.stack.layers, runtime)
         return (), call
 
-    @staticmethod
-    def _inside(module: nn.Module) -> set[int]:
-        return {id(m) for m in module.modules()}
+    def _within(self, outer: nn.Module) -> bool:
+        return outer is not self.stack.module and any(m is self.stack.module for m in outer.modules())
 
     def _route(self, call: dict[str, Any]) -> Route | None:
         ids = call.pop("adapter_ids", None)
         if ids is not None:
             return Route(self.by_number(ids))
-        return self.runtime.override or self.context.current()
+        given = self.runtime.override
+        if given is not None and given[1] is self.context.variable.get():
+            return given[0]
+        return self.context.current()
 
     def _refuse_dropped_cache(self, call: dict[str, Any]) -> None:
         """transformers drops the KV cache of checkpointed layers, so a second step would see no earlier token."""
-        layer = self.stack.layers[0]
-        if call.get("past_key_values") is not None and layer.training and getattr(layer, CHECKPOINTED, False):
+        if call.get("past_key_values") is None:
+            return
+        if any(layer.training and getattr(layer, CHECKPOINTED, False) for layer in self.stack.layers):
             raise UnsupportedError(
                 "gradient checkpointing is on, and checkpointed layers fill no KV cache: use base.generate or "
                 "base.bind(name).generate, or base.gradient_checkpointing(False) first"
@@ -209,6 +211,7 @@ class Anchor:
         else:
             counted = call["attention_mask"].long().cumsum(1) - 1
             call["position_ids"] = counted[:, -new:] + self.stack.position_start
+        self._check_positions(call["position_ids"], memo.width)
 
     def _move_positions(self, layout: Layout, call: dict[str, Any]) -> None:
         start = self.stack.position_start
@@ -224,13 +227,19 @@ class Anchor:
             edge = (layout.start + layout.offset)[:, None]
             virtual = (column >= edge) & (column < edge + layout.lengths[:, None])
             counted = torch.where(virtual, first + column - edge, given)
-        limit = self.stack.position_limit
-        if limit is not None and int(counted.max()) - start >= limit:
-            raise UnsupportedError(
-                f"{int(counted.max()) - start + 1} tokens (virtual ones included) exceed the {limit} positions of "
-                f"this base: shorten the texts or the prompt ({layout.width} virtual tokens)"
-            )
+        self._check_positions(counted, layout.width)
         call["position_ids"] = counted
+
+    def _check_positions(self, positions: Tensor, width: int) -> None:
+        limit = self.stack.position_limit
+        if limit is None:
+            return
+        tokens = int(positions.max()) - (self.stack.position_start or 0) + 1
+        if tokens > limit:
+            raise UnsupportedError(
+                f"{tokens} tokens (virtual ones included) exceed the {limit} positions of this base: shorten the "
+                f"texts or the prompt ({width} virtual tokens)"
+            )
 
     def _follow_encoder(self, plan: Plan, call: dict[str, Any]) -> None:
         """Extend the cross-attention mask over the virtual tokens that the encoder kept."""

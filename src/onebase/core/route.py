@@ -66,7 +66,9 @@ class Runtime(threading.local):
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.plan: Plan | None = None
-        self.override: Route | None = None  # from `adapter_ids` among the inputs
+        # From `adapter_ids` among the inputs of the call in progress, with the route of `use` at that time: a later
+        # `use` shows that the call is over, also when it was interrupted (KeyboardInterrupt skips hooks).
+        self.override: tuple[Route, Route | None] | None = None
         self.recorder: dict | None = None  # collects keys and values while a prefix is initialised from text
 
     def push(self, frame: Frame) -> None:

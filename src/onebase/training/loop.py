@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from onebase.adapter import Adapter
 from onebase.errors import TrainingError
 from onebase.training.examples import Examples, forward
+from onebase.training.kernels import MICRO, choose_kernels
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,19 +86,23 @@ def fit(
     per_step = settings.batch_size * settings.accumulate
     steps = math.ceil(len(train) / per_step) * settings.epochs
     optimizer, schedule = _optimizer(adapter, settings, steps)
-    best, kept, waited = score(), adapter.snapshot(), 0
     report.start(steps, settings.epochs)
-    attention = _attention(base, adapter, train, settings, history, report)
+    kernels = choose_kernels(base, adapter, train, settings)
+    history.notes["kernels"] = kernels.facts()
+    report.note(kernels.sentence())
+    with kernels.active():
+        best, kept, waited = score(), adapter.snapshot(), 0
     base.gradient_checkpointing(settings.checkpointing)
     adapter.routed.generator = torch.Generator(base.device).manual_seed(settings.seed + 1)
     adapter.train()
     try:
+        history.epochs.append({"epoch": 0, **best[1]})
         for epoch in range(1, settings.epochs + 1):
-            with attention():
+            with kernels.active():
                 loss = _epoch(base, adapter, train, settings, optimizer, schedule, order, history, steps, report)
-            adapter.train(False)
-            value, metrics = score()
-            adapter.train()
+                adapter.train(False)
+                value, metrics = score()
+                adapter.train()
             history.epochs.append({"epoch": epoch, "loss": loss, **metrics})
             report.epoch(history.epochs[-1])
             waited = 0 if value > best[0] else waited + 1
@@ -179,11 +183,6 @@ def _accumulate(base: Base, adapter: Adapter, train: Examples, batch: list[int],
     return float(total), count
 
 
-# Rows per forward on the CPU: rows are sorted by length within an effective batch, so smaller pieces mean less
-# padding; below this the fixed cost of a call shows (benchmarks/quality.py --micro).
-MICRO = 16
-
-
 def _target_count(train: Examples, row: int) -> int:
     labels = train.rows[row].labels or ()
     first = 0 if len(labels) != len(train.rows[row].ids) else 1  # decoder-only: the first token has no prediction
@@ -205,31 +204,3 @@ def _optimizer(adapter: Adapter, settings: Settings, steps: int) -> tuple[Any, A
         return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def _attention(
-    base: Base, adapter: Adapter, train: Examples, settings: Settings, history: History, report: Reporter
-) -> Callable[[], AbstractContextManager[Any]]:
-    """Choose the attention kernel of training: fused kernels can be the slower ones in the backward pass on a CPU."""
-    installed = base._installed
-    if settings.attention == "keep":
-        return nullcontext
-    if settings.attention != "auto":
-        return lambda: installed.attention_as(settings.attention)
-    if base.device.type != "cpu" or installed.original_attention() not in ("eager", "sdpa"):
-        return nullcontext
-    rows = list(range(min(len(train), MICRO)))
-    times: dict[str, float] = {}
-    for name in ("sdpa", "eager"):
-        with installed.attention_as(name):
-            for trial in range(3):
-                began = time.perf_counter()
-                forward(base, adapter.name, train, rows)[0].sum().backward()
-                took = time.perf_counter() - began
-                times[name] = took if trial == 1 else min(times.get(name, took), took)  # the first run warms up
-    for parameter in adapter.parameters():
-        parameter.grad = None
-    chosen = min(times, key=times.__getitem__)
-    history.notes["attention"] = {"chosen": chosen, "seconds": {k: round(v, 4) for k, v in times.items()}}
-    report.note(f"attention: {chosen} ({', '.join(f'{k} {v * 1000:.0f} ms' for k, v in times.items())})")
-    return lambda: installed.attention_as(chosen)

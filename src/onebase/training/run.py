@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "lora"
 LM_BLOCK = 256  # tokens per block of plain text: long enough for context, short enough for a laptop
+KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
 COMPLETION_TEMPLATE = "{prompt}\n{completion}"
 
 
@@ -153,7 +154,7 @@ def train(
     )
     base._attach(adapter)
     try:
-        own = _start_head(base, adapter, examples)
+        own = _start_head(base, adapter, examples, found)
         history = fit(base, adapter, examples["train"], _scorer(base, adapter, examples), chosen, report)
     except BaseException:
         base.remove(adapter.name)
@@ -230,19 +231,29 @@ def _frequent(train: Examples) -> list[int]:
     return ids[counts.argsort(descending=True, stable=True)].tolist()
 
 
-def _start_head(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> dict[str, Scores]:
-    """Fit the base's own head on frozen vectors, start the adapter's head from it, and score the base."""
+def _start_head(base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data) -> dict[str, Scores]:
+    """Fit the base's own head on frozen vectors, start the adapter's head from it, and score the base.
+
+    The base keeps the last few results, because several adapters are often trained on the same data.
+    """
     if not isinstance(adapter.head, ClassificationHead):
         return {}
-    pooling = adapter.task["pooling"]
-    vectors = {name: frozen_vectors(base, examples[name], pooling) for name in ("train", "validation")}
-    train, held = examples["train"], examples["validation"]
-    assert train.targets is not None and held.targets is not None
-    head = fit_head(vectors["train"], train.targets, vectors["validation"], held.targets, len(adapter.labels))
-    adapter.base_head = head.to(base.device).requires_grad_(False)
-    adapter.head.load_state_dict(head.state_dict())
-    split = "test" if len(examples["test"]) else "validation"
-    return {split: score_base_head(base, adapter.base_head, examples[split], adapter.labels, pooling)}
+    task = adapter.task
+    key = (data.digest, task["pooling"], task["max_length"], task["template"])
+    if key not in base._baselines:
+        pooling, train, held = task["pooling"], examples["train"], examples["validation"]
+        assert train.targets is not None and held.targets is not None
+        vectors, others = frozen_vectors(base, train, pooling), frozen_vectors(base, held, pooling)
+        head = fit_head(vectors, train.targets, others, held.targets, len(adapter.labels))
+        head.to(base.device).requires_grad_(False)
+        split = "test" if len(examples["test"]) else "validation"
+        scores = score_base_head(base, head, examples[split], adapter.labels, pooling)
+        while len(base._baselines) >= KEPT_BASELINES:
+            base._baselines.pop(next(iter(base._baselines)))
+        base._baselines[key] = (head, {split: scores})
+    adapter.base_head, scores = base._baselines[key]
+    adapter.head.load_state_dict(adapter.base_head.state_dict())
+    return scores
 
 
 def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:

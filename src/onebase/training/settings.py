@@ -9,6 +9,9 @@ from typing import Any, get_type_hints
 from onebase.errors import unknown
 from onebase.methods.method import _coerce, check
 
+ATTENTION = ("auto", "eager", "sdpa", "keep")
+DTYPES = ("auto", "float32", "bfloat16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -26,7 +29,9 @@ class Settings:
         patience: stop after so many epochs without a better validation score; 0 never stops early.
         seed: of initialisation, order of rows and dropout.
         checkpointing: recompute layers in the backward pass to save memory.
-        attention: 'auto' measures eager against sdpa on the first batch, or 'eager', 'sdpa', 'keep'.
+        attention: 'auto' measures eager against sdpa on the first rows, or 'eager', 'sdpa', 'keep' (the base's own).
+        dtype: of the forward and backward pass of a float32 base: 'auto' measures bfloat16 against float32, or
+            'float32', 'bfloat16'. Adapters are float32 always, and results are scored in the base's own dtype.
     """
 
     lr: float = 5e-4
@@ -41,6 +46,7 @@ class Settings:
     seed: int = 0
     checkpointing: bool = False
     attention: str = "auto"
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         for name, low in (("lr", 0), ("head_lr", 0), ("weight_decay", -1e-12), ("clip", -1e-12)):
@@ -50,8 +56,8 @@ class Settings:
             check(isinstance(value, int) and value >= least, f"train.{name}", value, f"an integer of at least {least}")
         check(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 <= share < 1")
         check(0 <= self.seed < 2**63, "train.seed", self.seed, "0 to 2**63 - 1")
-        modes = ("auto", "eager", "sdpa", "keep")
-        check(self.attention in modes, "train.attention", self.attention, f"one of {', '.join(modes)}")
+        for name, modes in (("attention", ATTENTION), ("dtype", DTYPES)):
+            check(getattr(self, name) in modes, f"train.{name}", getattr(self, name), f"one of {', '.join(modes)}")
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -1,0 +1,87 @@
+"""The program `onebase`: its commands, and one place where every failure becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from onebase import __version__
+from onebase.cli import demo, doctor, evaluate, generate, methods, predict, shelf, train
+from onebase.cli.failures import report_failure
+
+EPILOG = "Exit codes: 0 done, 1 failed, 2 the command line or a setting is wrong, 130 interrupted."
+
+
+class Program(TyperGroup):
+    """The group of commands; turns exceptions into messages and exit codes."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+        """Run the program and exit."""
+        words = list(sys.argv[1:] if args is None else args)
+        flags = set(words[: words.index("--")] if "--" in words else words)
+        _print_anything()
+        try:
+            extra["standalone_mode"] = False
+            code = super().main(args=words, prog_name=prog_name or "onebase", **extra)
+            if code == 130:  # typer's own answer to an interrupt
+                raise KeyboardInterrupt
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            code = report_failure(error, as_json="--json" in flags, debug="--debug" in flags)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_anything() -> None:
+    """Never fail on a character that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+app = typer.Typer(
+    cls=Program,
+    epilog=EPILOG,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS = {
+    "train": train.train,
+    "predict": predict.predict,
+    "eval": evaluate.evaluate,
+    "generate": generate.generate,
+    "ls": shelf.ls,
+    "show": shelf.show,
+    "rm": shelf.rm,
+    "methods": methods.methods,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
+}
+for _name, _function in COMMANDS.items():
+    app.command(_name)(_function)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"onebase {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Many small adapters, of any method, over one frozen base model: train, store, mix, compare."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Run the program with the arguments of this process."""
+    app()

@@ -1,0 +1,205 @@
+"""One set of training options out of the command line, --set, --config and the defaults, in this order."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onebase.cli.failures import UsageError, misspelt
+
+if TYPE_CHECKING:
+    from onebase.methods.method import Method
+
+# What `train` takes beside training settings and the method, by kind of value.
+TEXTS = (
+    "base data name task text text_pair label prompt completion template pooling device dtype"
+).split()  # fmt: skip
+NUMBERS = ("limit", "max_length")
+SWITCHES = ("dry_run", "no_save")
+OPTIONS = (*TEXTS, *NUMBERS, *SWITCHES)
+
+
+@dataclass
+class Chosen:
+    """What training was asked for.
+
+    Attributes:
+        options: the options by name, as far as given.
+        settings: training settings by name, as far as given.
+        method: the method with all its settings.
+        replaced: what a stronger source replaced as a whole, one sentence each.
+    """
+
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    method: Method
+    replaced: list[str] = field(default_factory=list)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an option, or the default where it was not given."""
+        value = self.options.get(name)
+        return default if value is None else value
+
+
+@dataclass
+class _Source:
+    """One place where options come from."""
+
+    title: str
+    values: dict[str, Any]
+    method: str | None = None
+    method_settings: dict[str, Any] = field(default_factory=dict)
+
+
+def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, default_method: str) -> Chosen:
+    """Merge all sources.
+
+    Args:
+        line: options of the command line by name; None where not given.
+        sets: ``key=value`` texts.
+        config: a .yaml, .yml, .json or .toml file, or None.
+        default_method: where no source names a method.
+
+    Returns:
+        What was asked for.
+
+    Raises:
+        UsageError: an unknown key (with the nearest one), a value of a wrong type, or a key given twice.
+    """
+    from onebase.training.settings import Settings
+
+    known = [name for name in Settings.__dataclass_fields__]
+    sources = [_from_line(line), _from_sets(sets)] + ([_from_file(config)] if config else [])
+    merged: dict[str, Any] = {}
+    for source in reversed(sources):
+        for key, value in source.values.items():
+            if key not in OPTIONS and key not in known:
+                raise misspelt(f"key in {source.title}:", key, [*OPTIONS, *known, "method"])
+            merged[key] = _checked(source.title, key, value)
+    method, replaced = _merge_method(sources, default_method)
+    options = {key: value for key, value in merged.items() if key in OPTIONS}
+    return Chosen(options, {key: value for key, value in merged.items() if key in known}, method, replaced)
+
+
+def _from_line(line: Mapping[str, Any]) -> _Source:
+    return _sorted_out("the command line", ((key, value) for key, value in line.items() if value is not None))
+
+
+def _from_sets(sets: Sequence[str]) -> _Source:
+    pairs = []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {text!r}: expected key=value, such as warmup=0.06 or method.rank=16")
+        plain = _plain_key(key)
+        pairs.append((key, value if plain in (*TEXTS, "method", "attention") else literal(value)))
+    return _sorted_out("--set", pairs)
+
+
+def _from_file(path: Path) -> _Source:
+    from onebase.cli.config_file import read_config
+
+    return _sorted_out(path.name, read_config(path).items())
+
+
+def _sorted_out(title: str, pairs: Any) -> _Source:
+    """Separate the method's keys from the others, and refuse a key that is given twice."""
+    source = _Source(title, {})
+    seen: set[str] = set()
+    for given, value in _flat(pairs):
+        key = _plain_key(given)
+        if key in seen:
+            raise UsageError(f"{title}: {given!r} is given twice")
+        seen.add(key)
+        if key == "method":
+            source.method, settings = _read_method(title, value)
+            source.method_settings = settings | source.method_settings
+        elif key.startswith("method."):
+            source.method_settings[key.removeprefix("method.")] = value
+        else:
+            source.values[key] = value
+    return source
+
+
+def _flat(pairs: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a mapping under ``method`` as its name and its settings."""
+    for key, value in pairs:
+        if _plain_key(key) == "method" and isinstance(value, Mapping):
+            inner = dict(value)
+            if "name" in inner:
+                yield "method", inner.pop("name")
+            settings = inner.pop("settings", None)
+            for name, setting in [*inner.items(), *(settings.items() if isinstance(settings, Mapping) else ())]:
+                yield f"method.{name}", setting
+        else:
+            yield str(key), value
+
+
+def _plain_key(key: object) -> str:
+    text = str(key).strip().removeprefix("--")
+    head, dot, rest = text.partition(".")
+    return head.replace("-", "_") + dot + rest
+
+
+def _read_method(title: str, value: Any) -> tuple[str, dict[str, Any]]:
+    from onebase.methods.registry import _parse
+
+    if not isinstance(value, str):
+        raise UsageError(f"{title}: method = {value!r}: expected a name or a shorthand such as lora(rank=16)")
+    return _parse(value)
+
+
+def _merge_method(sources: Sequence[_Source], default: str) -> tuple[Method, list[str]]:
+    """Take the name from the strongest source that has one; settings of the same method add up."""
+    from onebase.errors import UnknownNameError
+    from onebase.methods.registry import get_method
+
+    strongest = next((s for s in sources if s.method), None)
+    name = strongest.method if strongest and strongest.method else default
+    settings: dict[str, Any] = {}
+    replaced = []
+    for source in reversed(sources):
+        if source.method in (None, name):
+            settings |= source.method_settings
+        else:
+            replaced.append(f"method {source.method} of {source.title} is replaced by {name}")
+    try:
+        cls = get_method(name)
+        return cls.from_settings({key: _number(value, cls, key) for key, value in settings.items()}), replaced
+    except UnknownNameError as error:
+        raise UsageError(str(error)) from error
+
+
+def _number(value: Any, cls: type[Method], key: str) -> Any:
+    """Read a number that a file spells as text: YAML takes 5e-4 for a text."""
+    hint = getattr(cls.__dataclass_fields__.get(key), "type", "")
+    return literal(value) if isinstance(value, str) and "str" not in str(hint) and "Literal" not in str(hint) else value
+
+
+def literal(text: str) -> Any:
+    """Read ``0.06``, ``true``, ``none``, ``('q', 'v')``; anything else is text."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.strip().lower() in words:
+        return words[text.strip().lower()]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _checked(title: str, key: str, value: Any) -> Any:
+    """Check the type of an option; training settings are checked where they are used."""
+    if key in TEXTS:
+        good, expected = isinstance(value, str), "text (in quotes)"
+    elif key in NUMBERS:
+        good, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif key in SWITCHES:
+        good, expected = isinstance(value, bool), "true or false"
+    else:
+        return literal(value) if isinstance(value, str) and key != "attention" else value
+    if not good:
+        raise UsageError(f"{title}: {key} = {value!r}: expected {expected}")
+    return value

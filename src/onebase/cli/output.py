@@ -1,0 +1,132 @@
+"""What commands print: results on stdout (a document, lines or a table), everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Output:
+    """Where a command writes.
+
+    Args:
+        as_json: the result is exactly one JSON document on stdout.
+    """
+
+    def __init__(self, as_json: bool):
+        self.as_json = as_json
+
+    def note(self, text: str) -> None:
+        """Say something on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def document(self, value: Any) -> None:
+        """Print the one JSON document."""
+        # escapes where the stream is not UTF-8: any reader understands them
+        utf8 = (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"
+        text = json.dumps(plain(value), indent=2, ensure_ascii=not utf8, allow_nan=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            text = json.dumps(plain(value), indent=2, allow_nan=False)
+        print(text)
+
+    def line(self, text: str = "") -> None:
+        """Print one line of the result."""
+        print(text)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> None:
+        """Print rows: aligned to the width of a terminal, tab-separated for a pipe or a file.
+
+        Args:
+            columns: names.
+            rows: cells; None is shown as nothing.
+            right: columns of numbers.
+        """
+        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        if not sys.stdout.isatty():
+            for row in [list(columns), *cells]:
+                print("\t".join(" ".join(cell.split()) for cell in row))
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
+        Console(highlight=False).print(table)
+
+
+def plain(value: Any) -> Any:
+    """Turn a result into JSON values; numbers that JSON lacks become None."""
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # arrays and tensors
+        return plain(value.tolist())
+    return str(value)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Show a share such as 0.8125 as ``81.2 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def size(count: int) -> str:
+    """Show a number of bytes: ``612 kB``."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} B"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Show ``1 row`` or ``1,200 rows``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def metric_value(metric: str, value: float | None) -> str:
+    """Show a metric in its unit: shares as per cent, anything else with two decimals."""
+    if value is None:
+        return "-"
+    return percent(value) if metric in ("accuracy", "macro_f1", "weighted_f1") else f"{value:.2f}"
+
+
+def metric_range(metric: str, value: float | None, interval: Sequence[float] | None) -> str:
+    """Show a metric with its 95 % interval: ``81.2 % (74.6 to 86.4)``."""
+    shown = metric_value(metric, value)
+    if value is None or interval is None:
+        return shown
+    low, high = (metric_value(metric, end).removesuffix(" %") for end in interval)
+    return f"{shown} ({low} to {high})"
+
+
+def shorten(text: str, width: int) -> str:
+    """Put a text on one line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: max(1, width - 1)] + "…"
+
+
+def aligned(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Return ``name  value`` lines with the values under each other."""
+    listed = list(pairs)
+    width = max((len(name) for name, _ in listed), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in listed]
