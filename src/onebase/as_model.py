@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +34,19 @@ class AdapterModel(nn.Module):
         self.head = adapter.head
         object.__setattr__(self, "_base", base)
         object.__setattr__(self, "_adapter", adapter)
+        self.config = copy.deepcopy(base.model.config)  # a copy: Trainer writes into the config of what it trains
 
     @property
-    def config(self) -> Any:
-        """The base model's config."""
-        return self._base.model.config
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether `forward` uses Trainer's `num_items_in_batch`: a head does, an LM head where the base does."""
+        model = self._base.model
+        takes = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
+        return self.head is not None or bool(getattr(model, "accepts_loss_kwargs", takes))
+
+    @property
+    def loss_type(self) -> str | None:
+        """Which loss transformers computes for the LM head: Trainer counts shifted labels by it."""
+        return getattr(self._base.model, "loss_type", None) if self.head is None else None
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +63,7 @@ class AdapterModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **inputs: Any,
     ):
         """Run the base under this adapter.
@@ -60,6 +71,8 @@ class AdapterModel(nn.Module):
         Args:
             input_ids, attention_mask: (B, T).
             labels: (B,) class numbers for a classification head, (B, T) token ids for the LM head.
+            num_items_in_batch: labels in all micro-batches of a step, which Trainer passes: the loss is then their
+                share of the step's mean.
             inputs: further inputs of the base model.
 
         Returns:
@@ -71,6 +84,8 @@ class AdapterModel(nn.Module):
         if self.head is None:
             with self._base.use(name):
                 more = {"labels": labels, **inputs} if labels is not None else inputs
+                if num_items_in_batch is not None:
+                    more = {"num_items_in_batch": num_items_in_batch, **more}
                 return self._base.model(input_ids=input_ids, attention_mask=attention_mask, **more)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         batch = {"input_ids": input_ids, "attention_mask": mask, **inputs}
@@ -78,7 +93,11 @@ class AdapterModel(nn.Module):
         if unknown:
             raise ConfigError(f"inputs {unknown} are not used by a classification head")
         logits = self.head(self._base.vectors(batch, name, self._adapter.task["pooling"]))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None and num_items_in_batch is not None:
+            loss = F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
@@ -100,4 +119,8 @@ class AdapterModel(nn.Module):
         """
         from onebase.storing import export_folder
 
-        export_folder(self._base, self._adapter, Path(folder))
+        try:
+            export_folder(self._base, self._adapter, Path(folder))
+        finally:  # saving folds the module: what is being trained, by an optimizer too, stays what the base applies
+            self._adapter.module = self.adapter
+            self._adapter.bind()

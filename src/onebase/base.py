@@ -396,7 +396,7 @@ class Base:
         adapter: AdapterNames = None,
         *,
         max_new_tokens: int = 64,
-        do_sample: bool = False,
+        do_sample: bool | None = None,
         seed: int | Sequence[int] | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -413,7 +413,7 @@ class Base:
             prompts: one prompt or n; token ids are taken as they are.
             adapter: one name for all, or n entries; None is the plain base.
             max_new_tokens: at most this many new tokens.
-            do_sample: draw tokens; greedy or beam search otherwise.
+            do_sample: draw tokens; greedy or beam search otherwise. None: draw exactly when a seed is given.
             seed: of sampling, one for all rows or n; the same seed gives a row the same tokens in any batch.
             temperature, top_k, top_p, min_p: reshape the distribution before drawing.
             num_beams: beams per prompt.
@@ -436,8 +436,12 @@ class Base:
         seeds = None if seed is None else [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if seeds is not None and len(seeds) != len(prompts):
             raise RouteError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-        if seeds is not None and not do_sample:
-            raise ConfigError("seed has no effect without sampling: pass do_sample=True")
+        do_sample = seeds is not None if do_sample is None else do_sample
+        shaped = (temperature, top_k, top_p, min_p) != (1.0, None, None, None)
+        if not do_sample and (seeds is not None or shaped):
+            raise ConfigError(
+                "seed, temperature, top_k, top_p and min_p have no effect without sampling: pass do_sample=True"
+            )
         found = generate_ids(
             self, prompts, names, max_new_tokens=max_new_tokens, do_sample=do_sample, seeds=seeds,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, num_beams=num_beams,

@@ -65,9 +65,7 @@ CASES: dict[str, Case] = {
     "bert-decoder": Case(lambda: tf.BertLMHeadModel(tf.BertConfig(**COMMON, is_decoder=True)), writes=True),
     "distilbert": Case(
         lambda: tf.DistilBertModel(
-            tf.DistilBertConfig(
-                **SPECIAL, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64
-            )
+            tf.DistilBertConfig(**SPECIAL, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64)
         )
     ),
     "roberta": Case(lambda: tf.RobertaModel(tf.RobertaConfig(**ROBERTA))),

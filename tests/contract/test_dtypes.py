@@ -15,7 +15,7 @@ COARSE = 2.0**-8  # spacing of bfloat16 just below 1
 
 def allowed(expected: torch.Tensor) -> float:
     """Rounding of bfloat16 through two layers, relative to the largest value."""
-    return 16 * COARSE * max(1.0, float(expected.abs().max()))
+    return 16 * COARSE * max(1.0, float(expected.detach().abs().max()))
 
 
 def all_dtypes(base: Base) -> set[torch.dtype]:

@@ -50,9 +50,11 @@ def register(original: str) -> str:
     name = PREFIX + original
     if name not in ALL_ATTENTION_FUNCTIONS:
 
+        @torch.compiler.disable
         def function(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any):
             return _attend(original, module, query, key, value, mask, **kw)
 
+        @torch.compiler.disable
         def mask_function(**kw: Any) -> Any:
             return _mask(ALL_MASK_ATTENTION_FUNCTIONS[original], **kw)
 

@@ -69,6 +69,6 @@ def _read_yaml(text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(text, Strict)  # noqa: S506 - a subclass of the safe loader
+        return yaml.load(text, Strict)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error

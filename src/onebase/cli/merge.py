@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from onebase.methods.method import Method
 
 # What `train` takes beside training settings and the method, by kind of value.
-TEXTS = (
-    "base data name task text text_pair label prompt completion template pooling device dtype"
-).split()  # fmt: skip
+COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
+TEXTS = ("base", "data", "name", "task", *COLUMNS, "template", "pooling", "device", "dtype")
 NUMBERS = ("limit", "max_length")
 SWITCHES = ("dry_run", "no_save")
 OPTIONS = (*TEXTS, *NUMBERS, *SWITCHES)
@@ -71,14 +70,17 @@ def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, de
     """
     from onebase.training.settings import Settings
 
-    known = [name for name in Settings.__dataclass_fields__]
+    known = list(Settings.__dataclass_fields__)
     sources = [_from_line(line), _from_sets(sets)] + ([_from_file(config)] if config else [])
     merged: dict[str, Any] = {}
     for source in reversed(sources):
         for key, value in source.values.items():
             if key not in OPTIONS and key not in known:
                 raise misspelt(f"key in {source.title}:", key, [*OPTIONS, *known, "method"])
-            merged[key] = _checked(source.title, key, value)
+            if value is None:  # null: back to the default
+                merged.pop(key, None)
+            else:
+                merged[key] = _checked(source.title, key, value)
     method, replaced = _merge_method(sources, default_method)
     options = {key: value for key, value in merged.items() if key in OPTIONS}
     return Chosen(options, {key: value for key, value in merged.items() if key in known}, method, replaced)

@@ -49,9 +49,11 @@ class Anchor:
         self.names = [
             n for n, p in inspect.signature(stack.module.forward).parameters.items() if p.kind != p.VAR_KEYWORD
         ]
+        # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
+        enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
         self.handles = [
-            stack.module.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True),
-            stack.module.register_forward_hook(self.leave, with_kwargs=True, always_call=True),
+            stack.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+            stack.module.register_forward_hook(leave, with_kwargs=True, always_call=True),
         ]
         if stack.pooler is not None:
             self.handles.append(stack.pooler.register_forward_pre_hook(self.pool))

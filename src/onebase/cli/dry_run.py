@@ -1,0 +1,134 @@
+"""`onebase train --dry-run`: what would be trained, without the base's weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from onebase.cli.output import Output, aligned, percent, shorten
+from onebase.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+    from onebase.cli.merge import Chosen
+    from onebase.data import Data
+
+SAMPLES = 3
+SPLITS = ("train", "validation", "test")
+
+
+def show_plan(chosen: Chosen, data: Data, name: str, out: Output) -> None:
+    """Print what `train` would do with these options."""
+    plan = make_plan(chosen, data, name)
+    if out.as_json:
+        out.document(plan)
+        return
+    labels = ", ".join(f"{label} ({number})" for label, number in plan["labels"].items())
+    steps = plan["steps"]
+    pairs = [
+        ("would train", f"{name}, method {chosen.method.shorthand()}, on base {plan['base']}"),
+        ("data", f"{data.source}: {data.kind}"),
+        ("rows", ", ".join(f"{rows:,} {split}" for split, rows in plan["rows"].items())),
+        ("columns", ", ".join(f"{role} = {column!r}" for role, column in data.columns.items()) or "plain text"),
+        ("labels", labels or "none"),
+        (
+            "parameters",
+            f"{plan['parameters']:,}, {percent(plan['share'], 2)} of the base's {plan['base_parameters']:,}",
+        ),
+        ("method", _listing(plan["method"]["settings"])),
+        ("task", _listing({k: v for k, v in plan["task"].items() if k not in ("labels", "kind")})),
+        ("training", _listing(plan["settings"])),
+        ("steps", f"{steps} at most"),
+    ]
+    for line in aligned(pairs):
+        out.line(line)
+    for number, sample in enumerate(plan["samples"], 1):
+        out.line()
+        out.line(f"sample {number}  {sample['tokens']} tokens" + (f", {sample['cut']} cut" if sample["cut"] else ""))
+        out.line(f"  {shorten(sample['text'], 300)}")
+        if sample["label"] is not None:
+            out.line(f"  label: {sample['label']}")
+    out.note("dry run: nothing was trained, nothing was stored")
+
+
+def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
+    """Return what would be trained, as JSON values."""
+    from onebase.build import build_adapter
+    from onebase.training.examples import encode
+    from onebase.training.run import make_task
+    from onebase.training.settings import settings_for
+
+    base, total = outline(chosen.get("base"))
+    task = make_task(base, data, chosen.get("max_length"), chosen.get("template"), chosen.get("pooling"))
+    settings = settings_for(chosen.method.name, data.kind, chosen.settings)
+    trainable = build_adapter(base, name, chosen.method, task, 0, empty=True).count()
+    examples = encode(base, task, data)["train"]
+    per_step = settings.batch_size * settings.accumulate
+    return {
+        "dry_run": True,
+        "name": name,
+        "base": base.id,
+        "base_parameters": total,
+        "data": {"source": data.source, "kind": data.kind, "digest": data.digest, "columns": data.columns},
+        "rows": {split: len(getattr(data, split)) for split in SPLITS},
+        "splits_made": data.splits_made,
+        "labels": {label: Counter(data.train.label or ())[label] for label in data.labels},
+        "notes": list(data.notes),
+        "method": {"name": chosen.method.name, "settings": chosen.method.settings()},
+        "task": task,
+        "parameters": trainable,
+        "share": trainable / total,
+        "settings": settings.plain(),
+        "steps": math.ceil(len(examples) / per_step) * settings.epochs,
+        "samples": [_sample(base, task, data, examples, i) for i in range(min(SAMPLES, len(examples)))],
+    }
+
+
+def outline(name: str | None) -> tuple[Base, int]:
+    """Build a base from its config and tokenizer alone: its shapes are right, its weights are arbitrary.
+
+    Returns:
+        The base, and how many parameters it has.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    from onebase.base import Base
+    from onebase.cli.bases import quiet
+    from onebase.cli.options import default_base
+    from onebase.loading import _loader, _locate, _not_found
+
+    quiet()
+    wanted = name or default_base()
+    source, shown = _locate(wanted)
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_not_found(wanted, error)) from error
+    with torch.device("meta"):
+        model = _loader(config).from_config(config)
+    total = sum(p.numel() for p in model.parameters())
+    model.to_empty(device="cpu")  # address space only: pages are taken when they are written to
+    return Base(model, tokenizer, id=shown), total
+
+
+def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int) -> dict[str, Any]:
+    """Return one training row as the base will read it."""
+    from onebase.encode import render
+
+    rows, row = data.train, examples.rows[i]
+    if data.kind == "causal-lm":  # rows are blocks of the joined text, not its paragraphs
+        return {"text": base.tokenizer.decode(row.ids), "label": None, "tokens": len(row.ids), "cut": row.cut}
+    fields = {"text": rows.text[i]}
+    if rows.text_pair is not None:
+        fields["text_pair"] = rows.text_pair[i]
+    if rows.completion is not None:
+        fields = {"prompt": rows.text[i], "completion": rows.completion[i]}
+    text = render(task["template"], fields) if task["template"] else "  |  ".join(fields.values())
+    label = None if rows.label is None else rows.label[i]
+    return {"text": text, "label": label, "tokens": len(row.ids), "cut": row.cut}
+
+
+def _listing(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {value!r}" for key, value in settings.items())

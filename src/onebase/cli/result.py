@@ -1,0 +1,96 @@
+"""The result of training, for people and for programs."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from onebase.cli.output import Output, aligned, count, metric_range, percent, size
+from onebase.cli.progress import clock
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+    from onebase.data import Data
+    from onebase.training import Run
+
+OWN = {"accuracy": "its own head, base frozen", "perplexity": "plain base"}
+
+
+def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
+    """Print what training gave."""
+    for sentence in run.notes[len(data.notes) :]:  # those of the data were said before
+        out.note(sentence)
+    if out.as_json:
+        out.document(as_document(run, base))
+        return
+    history, better = run.history, "higher" if run.metric == "accuracy" else "lower"
+    kept = f"epoch {history.best} of {len(history.epochs)}" if history.best else "the start: no epoch was better"
+    difference = run.test.sentence() if run.test else "not tested"
+    pairs = [
+        ("adapter", run.ref or "not stored (--no-save)"),
+        ("method", run.method),
+        ("scored on", f"{count(int(run.metrics['n']), 'row')} of {run.split}; {run.metric}, {better} is better"),
+        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {OWN.get(run.metric, '')}"),
+        ("with adapter", metric_range(run.metric, run.value, run.interval)),
+        ("difference", difference),
+        ("parameters", f"{run.parameters:,}, {percent(run.share, 2)} of the base's"),
+    ]
+    if run.bytes:
+        pairs.append(("file", size(run.bytes)))
+    pairs.append(("training", f"{clock(history.seconds)}, kept {kept}"))
+    for line in aligned(pairs):
+        out.line(line)
+    if run.ref:
+        out.line()
+        out.line("Next:")
+        for command in next_commands(run, data.train.text_pair is not None):
+            out.line(f"  {command}")
+
+
+def next_commands(run: Run, pair: bool) -> list[str]:
+    """Return commands worth trying with a stored adapter."""
+    name = shlex.quote(run.name)
+    if run.kind == "classification":
+        use = f'onebase predict -a {name} "..."' + (' --pair "..."' if pair else "")
+    else:
+        use = f'onebase generate -a {name} "..."'
+    return [use, f"onebase eval {name} -d FILE", f"onebase show {name}", "onebase ls"]
+
+
+def as_document(run: Run, base: Base) -> dict[str, Any]:
+    """Return a run as JSON values."""
+    test = run.test
+    return {
+        "ref": run.ref or None,
+        "name": run.name,
+        "stored": bool(run.ref),
+        "base": base.id,
+        "method": run.method,
+        "kind": run.kind,
+        "labels": run.labels,
+        "split": run.split,
+        "metric": run.metric,
+        "adapter_score": {"value": run.value, "interval": run.interval, "metrics": run.metrics},
+        "base_score": {"value": run.base_value, "interval": run.base_interval, "metrics": run.base_metrics},
+        "test": None if test is None else test_document(test),
+        "parameters": run.parameters,
+        "share": run.share,
+        "bytes": run.bytes,
+        "settings": run.settings.plain(),
+        "history": run.history,
+        "notes": run.notes,
+    }
+
+
+def test_document(test: Any) -> dict[str, Any]:
+    """Return a paired test as JSON values, with its sentence."""
+    return {
+        "name": test.test,
+        "difference": test.difference,
+        "interval": [test.low, test.high],
+        "p_value": test.p_value,
+        "n": test.n,
+        "fixed": test.fixed,
+        "broken": test.broken,
+        "sentence": test.sentence(),
+    }

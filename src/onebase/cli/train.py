@@ -1,0 +1,186 @@
+"""`onebase train`: one adapter from a data file, with the base's own score beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onebase.cli import options as o
+from onebase.cli.failures import UsageError
+from onebase.cli.output import Output
+
+if TYPE_CHECKING:
+    from onebase.cli.merge import Chosen
+    from onebase.data import Data
+
+NAME_LENGTH = 64
+
+
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", metavar="PATH", help="A .csv, .tsv, .jsonl, .txt, or folder of splits."),
+    ] = None,
+    base: o.BaseName = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", "-m", metavar="NAME", autocompletion=o.known_methods, help="Such as lora, or 'lora(rank=16)'."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the adapter. Default: the data's name.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", rich_help_panel=o.DATA, help="classification, causal-lm or completion. Default: by columns."
+        ),
+    ] = None,
+    text: o.TextColumn = None,
+    text_pair: o.TextPairColumn = None,
+    label: o.LabelColumn = None,
+    prompt: o.PromptColumn = None,
+    completion: o.CompletionColumn = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=o.DATA, help="Most rows of each split.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=o.DATA, help="Tokens per row, at most.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(metavar="TEXT", rich_help_panel=o.DATA, help="Such as 'Review: {text}'.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(metavar="HOW", rich_help_panel=o.DATA, help="mean, first or last token.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(rich_help_panel=o.TRAINING, help="Peak learning rate. Default: by method.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=o.TRAINING, help="Passes over the rows, at most.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=o.TRAINING, help="Rows per forward.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=o.TRAINING, help="Batches per step.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=o.TRAINING, help="Of splits, start, order and dropout.")
+    ] = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML, JSON or TOML with the long options as keys.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting: warmup=0.06, method.rank=16. Repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained; train and store nothing.")
+    ] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Train and score, but store nothing.")] = False,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Train an adapter and store it as NAME@VERSION, with the base's own score beside it.
+
+    The command line goes before --set, --set before --config, --config before the defaults of the method.
+    """
+    given = {key: value for key, value in locals().items() if key not in ("as_json", "debug", "config", "sets")}
+    given |= {"dry_run": dry_run or None, "no_save": no_save or None}
+    out = Output(as_json)
+    from onebase.cli.merge import choose
+
+    chosen = choose(given, sets or [], config, "lora")
+    for sentence in chosen.replaced:
+        out.note(sentence)
+    stored_as = _checked_name(chosen)
+    found = _load(chosen, out)
+    if chosen.get("dry_run"):
+        from onebase.cli.dry_run import show_plan
+
+        show_plan(chosen, found, stored_as, out)
+        return
+    _train(chosen, found, stored_as, out)
+
+
+def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
+    from onebase.cli.bases import open_base
+    from onebase.cli.progress import reporter
+    from onebase.cli.result import show_run
+    from onebase.training import train as train_adapter
+
+    base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
+    saved = not chosen.get("no_save", False)
+    out.note(f"training {chosen.method.shorthand()} on {base.id}" + (f", to be stored as {name}" if saved else ""))
+    report = reporter()
+    try:
+        run = train_adapter(
+            base,
+            data,
+            chosen.method,
+            name=name if saved else None,
+            max_length=chosen.get("max_length"),
+            template=chosen.get("template"),
+            pooling=chosen.get("pooling"),
+            report=report,
+            provenance=_label_counts(data),
+            **chosen.settings,
+        )
+    finally:
+        report.end()
+    show_run(run, data, base, out)
+
+
+def _load(chosen: Chosen, out: Output) -> Data:
+    """Read the data, and check every setting against it before a base is loaded."""
+    from onebase.data import load
+    from onebase.training.settings import settings_for
+
+    if chosen.get("data") is None:
+        raise UsageError("train needs data: pass --data FILE, or a key data in --config")
+    columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
+    settings_for(chosen.method.name, "", chosen.settings)
+    found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)
+    if found.kind != "classification" and chosen.get("pooling"):
+        raise UsageError(f"pooling has no meaning for {found.kind} data: leave it out")
+    used = ", ".join(f"{role} = {column!r}" for role, column in found.columns.items())
+    rows = ", ".join(f"{len(getattr(found, split)):,} {split}" for split in ("train", "validation", "test"))
+    out.note(f"data {found.source}: {found.kind}, {rows} rows" + (f"; {used}" if used else ""))
+    for sentence in found.notes:
+        out.note(f"  {sentence}")
+    return found
+
+
+def _checked_name(chosen: Chosen) -> str:
+    """Return the name to store under; a name that the store would refuse is refused before training."""
+    from onebase.store.names import check_name
+
+    given = chosen.get("name")
+    name = check_name(given) if given is not None else name_of(chosen.get("data", "adapter"))
+    for other in o.stored_names(""):
+        if other != name and other.lower() == name.lower():
+            raise UsageError(f"--name {name!r} differs from the stored {other!r} only in case: use that one")
+    return name
+
+
+def name_of(data: str) -> str:
+    """Make a valid adapter name of a data path: ``My reviews.csv`` gives ``My-reviews``."""
+    import re
+
+    from onebase.store.names import WINDOWS_RESERVED
+
+    path = Path(data).expanduser().resolve()
+    stem = path.name if path.is_dir() else path.stem
+    name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", stem).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
+    name = name or "adapter"
+    return f"my-{name}"[:NAME_LENGTH] if name.split(".")[0].lower() in WINDOWS_RESERVED else name
+
+
+def _label_counts(data: Data) -> dict[str, Any]:
+    """Count the labels of the training rows: `onebase predict --split` flags the rarer of two."""
+    return {"label_counts": dict(Counter(data.train.label))} if data.train.label else {}
