@@ -28,6 +28,9 @@ class AdapterModel(nn.Module):
         adapter: the adapter.
     """
 
+    _base: Base
+    _adapter: Adapter
+
     def __init__(self, base: Base, adapter: Adapter):
         super().__init__()
         self.adapter = adapter.module

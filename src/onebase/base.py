@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onebase.adapter import Adapter
 from onebase.anatomy.anatomy import Anatomy, dissect
@@ -67,7 +67,7 @@ class Base:
         >>> base.predict(["fine", "awful"], adapter=["draft", None])  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, id: str = ""):
+    def __init__(self, model: Any, tokenizer: Any = None, *, id: str = ""):
         self.model, self.tokenizer = model, tokenizer
         self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.anatomy: Anatomy = dissect(model)

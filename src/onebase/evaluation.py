@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +70,7 @@ class Evaluation:
     test: PairedTest | None
 
 
-def score_classification(logits: torch.Tensor, targets: torch.Tensor, labels: Sequence[str]) -> Scores:
+def score_classification(logits: torch.Tensor, targets: torch.Tensor, labels: tuple[str, ...]) -> Scores:
     """Score logits (n, labels) against class numbers (n,)."""
     best = logits.argmax(1)
     predicted, actual = [labels[i] for i in best.tolist()], [labels[i] for i in targets.tolist()]
@@ -114,7 +113,7 @@ def run_examples(base: Base, name: str | None, examples: Examples, batch_size: i
     return losses, counts, torch.zeros(len(examples), 0) if logits is None else logits
 
 
-def score(base: Base, name: str | None, examples: Examples, labels: Sequence[str], batch_size: int = 64) -> Scores:
+def score(base: Base, name: str | None, examples: Examples, labels: tuple[str, ...], batch_size: int = 64) -> Scores:
     """Score an adapter (or the plain base, for language modelling) on an encoded split."""
     losses, counts, logits = run_examples(base, name, examples, batch_size)
     if examples.targets is not None:
@@ -205,7 +204,7 @@ def evaluate_examples(
 
 
 def score_base_head(
-    base: Base, head: ClassificationHead, examples: Examples, labels: Sequence[str], pooling: str
+    base: Base, head: ClassificationHead, examples: Examples, labels: tuple[str, ...], pooling: str
 ) -> Scores:
     """Score the base's own head on its frozen vectors."""
     from onebase.training.baseline import frozen_vectors

@@ -259,7 +259,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """List the entries of two snapshots that are not the same, tensors compared bit by bit."""
-    wrong = [key for key in before.keys() ^ after.keys()]
+    wrong = list(before.keys() ^ after.keys())
     for key in before.keys() & after.keys():
         one, other = before[key], after[key]
         same = torch.equal(one, other) if isinstance(one, Tensor) else one == other

@@ -113,7 +113,7 @@ def test_trainer_trains_the_adapter_and_nothing_else(family, method, tokenizer, 
         trainer = Trainer(model=model, args=arguments(tmp_path / "run"), train_dataset=data)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        assert max(losses[-3:]) < losses[0] - 0.02, losses
+        assert sum(losses[-3:]) / 3 < losses[0] - 0.02, losses
         moved = [key for key, t in base.adapters[name].tensors().items() if not torch.equal(t, start[key])]
         assert any(key.startswith("head.") for key in moved) and any(not key.startswith("head.") for key in moved)
         model.save_pretrained(tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +44,7 @@ class Anatomy:
         return next(stack for stack in self.stacks if stack.name == name)
 
 
-def dissect(model: nn.Module) -> Anatomy:
+def dissect(model: Any) -> Anatomy:
     """Find stacks and sites of a transformers model.
 
     Args:
@@ -53,10 +54,10 @@ def dissect(model: nn.Module) -> Anatomy:
         UnsupportedError: the family is unknown, or a module its row names is missing.
     """
     config = model.config
-    family = FAMILIES.get(config.model_type)  # type: ignore[union-attr]
+    family = FAMILIES.get(config.model_type)
     if family is None:
         raise UnsupportedError(
-            f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"  # type: ignore[union-attr]
+            f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"
         )
     backbone = model.base_model
     prefix = next(name for name, module in model.named_modules(remove_duplicate=False) if module is backbone)
@@ -74,7 +75,7 @@ def dissect(model: nn.Module) -> Anatomy:
             if core is not None:
                 kv_modules.append((core, site))
     width = _embedding_width(stacks[0])
-    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, width)  # type: ignore[union-attr]
+    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, width)
 
 
 def _embedding_width(stack: Stack) -> int:

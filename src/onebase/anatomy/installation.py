@@ -36,7 +36,7 @@ class Installation:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         anatomy: Anatomy,
         find: Callable[[str], Routed],
         by_number: Callable[[Tensor], tuple[str | None, ...]],

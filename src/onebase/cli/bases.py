@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 PLAIN = "base"  # the name that stands for the base without adapter
 
 
+def check_kinds(refs: Sequence[str], writes: bool) -> None:
+    """Refuse adapters of the wrong kind before a base is loaded.
+
+    Args:
+        refs: references.
+        writes: whether the command wants adapters that write text.
+
+    Raises:
+        UsageError: names the command that fits.
+    """
+    from onebase.store import Store
+
+    for ref in refs:
+        kind = None if ref == PLAIN else Store().resolve(ref).config.task.get("kind")
+        if kind is not None and (kind in ("causal-lm", "completion")) != writes:
+            does, command = ("labels texts", "predict") if writes else ("writes text", "generate")
+            raise UsageError(f"adapter {ref!r} {does} ({kind}): use onebase {command} -a {ref}")
+
+
 def quiet() -> None:
     """Silence transformers' own progress bars and notes."""
     import transformers

@@ -16,10 +16,11 @@ import typer
 
 from onebase.cli import options as o
 from onebase.cli.failures import FAILED
-from onebase.cli.output import Output, aligned, count, size
+from onebase.cli.output import Output, count, size
 
 PYTHON = (3, 11)
 NEEDED = "torch transformers safetensors huggingface_hub numpy scipy pandas scikit-learn pydantic typer rich pyyaml"
+WIDTH = 16  # of a name in the report
 LITTLE_SPACE = 10**9  # bytes: a thousand small adapters, or half a small base
 
 State = Literal["ok", "warn", "fail"]
@@ -43,8 +44,7 @@ def doctor(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
         for finding in guarded(check):
             findings.append(finding)
             if not as_json:
-                (line,) = aligned([(f"{finding.state:<4}  {finding.what}", finding.fact)])
-                out.line(line)
+                out.line(f"{finding.state:<4}  {finding.what:<{WIDTH}}  {finding.fact}")
                 if finding.fix:
                     out.line(f"      fix: {finding.fix}")
     failed = sum(f.state == "fail" for f in findings)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from onebase.cli.output import Output, aligned, percent, shorten
+from onebase.cli.output import Output, aligned, listing, percent, shorten
 from onebase.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def show_plan(chosen: Chosen, data: Data, name: str, out: Output) -> None:
             "parameters",
             f"{plan['parameters']:,}, {percent(plan['share'], 2)} of the base's {plan['base_parameters']:,}",
         ),
-        ("method", _listing(plan["method"]["settings"])),
-        ("task", _listing({k: v for k, v in plan["task"].items() if k not in ("labels", "kind")})),
-        ("training", _listing(plan["settings"])),
+        ("method", listing(plan["method"]["settings"])),
+        ("task", listing({k: v for k, v in plan["task"].items() if k not in ("labels", "kind")})),
+        ("training", listing(plan["settings"])),
         ("steps", f"{steps} at most"),
     ]
     for line in aligned(pairs):
@@ -128,7 +128,3 @@ def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int)
     text = render(task["template"], fields) if task["template"] else "  |  ".join(fields.values())
     label = None if rows.label is None else rows.label[i]
     return {"text": text, "label": label, "tokens": len(row.ids), "cut": row.cut}
-
-
-def _listing(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{key} = {value!r}" for key, value in settings.items())

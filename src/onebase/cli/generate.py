@@ -36,7 +36,7 @@ def generate(
     debug: o.Debug = False,
 ) -> None:
     """Continue prompts with stored adapters. The name "base" (the default) is the base without adapter."""
-    from onebase.cli.bases import PLAIN, open_adapters
+    from onebase.cli.bases import PLAIN, check_kinds, open_adapters
     from onebase.cli.texts import read_texts
 
     out = Output(as_json)
@@ -49,6 +49,7 @@ def generate(
     if sample and beams > 1:
         raise UsageError("--sample and --beams exclude each other")
     refs = o.listed(adapter) or [PLAIN]
+    check_kinds(refs, writes=True)
     trained_on = _columns(refs)
     given = read_texts(prompts or [], file, text=prompt, trained_on=trained_on, role="prompt").texts
     loaded, routes = open_adapters(refs, base, device, dtype, out)

@@ -19,6 +19,8 @@ TEXTS = ("base", "data", "name", "task", *COLUMNS, "template", "pooling", "devic
 NUMBERS = ("limit", "max_length")
 SWITCHES = ("dry_run", "no_save")
 OPTIONS = (*TEXTS, *NUMBERS, *SWITCHES)
+# Written before a training setting; needed only for train.dtype, as dtype alone is the base's.
+TRAIN = "train."
 
 
 @dataclass
@@ -72,18 +74,20 @@ def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, de
 
     known = list(Settings.__dataclass_fields__)
     sources = [_from_line(line), _from_sets(sets)] + ([_from_file(config)] if config else [])
-    merged: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for source in reversed(sources):
         for key, value in source.values.items():
-            if key not in OPTIONS and key not in known:
+            setting = key.removeprefix(TRAIN)
+            if key not in OPTIONS and setting not in known:
                 raise misspelt(f"key in {source.title}:", key, [*OPTIONS, *known, "method"])
+            kept, name = (options, key) if key in OPTIONS else (settings, setting)
             if value is None:  # null: back to the default
-                merged.pop(key, None)
+                kept.pop(name, None)
             else:
-                merged[key] = _checked(source.title, key, value)
+                kept[name] = _checked(source.title, key, value)
     method, replaced = _merge_method(sources, default_method)
-    options = {key: value for key, value in merged.items() if key in OPTIONS}
-    return Chosen(options, {key: value for key, value in merged.items() if key in known}, method, replaced)
+    return Chosen(options, settings, method, replaced)
 
 
 def _from_line(line: Mapping[str, Any]) -> _Source:
@@ -96,8 +100,7 @@ def _from_sets(sets: Sequence[str]) -> _Source:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text!r}: expected key=value, such as warmup=0.06 or method.rank=16")
-        plain = _plain_key(key)
-        pairs.append((key, value if plain in (*TEXTS, "method", "attention") else literal(value)))
+        pairs.append((key, value if _plain_key(key) in (*TEXTS, "method") else literal(value)))
     return _sorted_out("--set", pairs)
 
 
@@ -127,7 +130,7 @@ def _sorted_out(title: str, pairs: Any) -> _Source:
 
 
 def _flat(pairs: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a mapping under ``method`` as its name and its settings."""
+    """Yield what a mapping under ``method`` or ``train`` holds, with the name of the mapping before it."""
     for key, value in pairs:
         if _plain_key(key) == "method" and isinstance(value, Mapping):
             inner = dict(value)
@@ -136,12 +139,19 @@ def _flat(pairs: Any) -> Iterator[tuple[str, Any]]:
             settings = inner.pop("settings", None)
             for name, setting in [*inner.items(), *(settings.items() if isinstance(settings, Mapping) else ())]:
                 yield f"method.{name}", setting
+        elif _plain_key(key) == "train" and isinstance(value, Mapping):
+            for name, setting in value.items():
+                yield f"{TRAIN}{name}", setting
         else:
             yield str(key), value
 
 
 def _plain_key(key: object) -> str:
+    """Write a key in one way: ``--batch-size`` and ``train.batch_size`` are ``batch_size``."""
     text = str(key).strip().removeprefix("--")
+    setting = text.removeprefix(TRAIN).replace("-", "_")
+    if text.startswith(TRAIN):
+        return TRAIN + setting if setting in OPTIONS else setting
     head, dot, rest = text.partition(".")
     return head.replace("-", "_") + dot + rest
 
@@ -201,7 +211,7 @@ def _checked(title: str, key: str, value: Any) -> Any:
     elif key in SWITCHES:
         good, expected = isinstance(value, bool), "true or false"
     else:
-        return literal(value) if isinstance(value, str) and key != "attention" else value
+        return literal(value) if isinstance(value, str) else value
     if not good:
         raise UsageError(f"{title}: {key} = {value!r}: expected {expected}")
     return value

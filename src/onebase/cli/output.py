@@ -130,3 +130,16 @@ def aligned(pairs: Iterable[tuple[str, str]]) -> list[str]:
     listed = list(pairs)
     width = max((len(name) for name, _ in listed), default=0)
     return [f"{name:<{width}}  {value}" for name, value in listed]
+
+
+def listing(values: Mapping[str, Any]) -> str:
+    """Show settings or facts as ``rank = 8, sites = 'all'``."""
+    return ", ".join(f"{key} = {_shown(value)}" for key, value in values.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "{" + listing(value) + "}"
+    return "[" + ", ".join(map(_shown, value)) + "]" if isinstance(value, list | tuple) else repr(value)

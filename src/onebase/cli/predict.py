@@ -97,7 +97,7 @@ def _check_usage(
     write: Path | None,
     as_json: bool,
 ) -> None:
-    from onebase.cli.bases import PLAIN
+    from onebase.cli.bases import PLAIN, check_kinds
 
     if not refs:
         raise UsageError("predict needs an adapter: pass -a NAME (see: onebase ls)")
@@ -109,6 +109,7 @@ def _check_usage(
     embeds = as_json or (write is not None and write.suffix.lower() == ".jsonl")
     if PLAIN in refs and (split is not None or not embeds):
         raise UsageError("the base alone gives embeddings, no labels: ask for them with --json or --out FILE.jsonl")
+    check_kinds(refs, writes=False)
 
 
 def _check_document(texts: list[str] | None, text: str | None, text_pair: str | None, pair: list[str] | None) -> None:

@@ -99,8 +99,7 @@ class LiveProgress(Reporter):
 
 def epoch_line(entry: dict[str, float], epochs: int) -> str:
     """Say how an epoch went."""
-    facts = [f"loss {entry['loss']:.4f}"]
-    facts += [f"{key.replace('_', ' ')} {value:.4f}" for key, value in entry.items() if key not in ("epoch", "loss")]
+    facts = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in entry.items() if key != "epoch"]
     return f"epoch {entry['epoch']:.0f}/{epochs}  " + "  ".join(facts)
 
 

@@ -24,7 +24,8 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
         out.document(as_document(run, base))
         return
     history, better = run.history, "higher" if run.metric == "accuracy" else "lower"
-    kept = f"epoch {history.best} of {len(history.epochs)}" if history.best else "the start: no epoch was better"
+    done = max((int(entry["epoch"]) for entry in history.epochs), default=0)
+    kept = f"epoch {history.best} of {done}" if history.best else f"the start: none of {done} epochs was better"
     difference = run.test.sentence() if run.test else "not tested"
     pairs = [
         ("adapter", run.ref or "not stored (--no-save)"),

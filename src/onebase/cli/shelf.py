@@ -10,7 +10,7 @@ import typer
 
 from onebase.cli import options as o
 from onebase.cli.failures import FAILED, UsageError
-from onebase.cli.output import Output, aligned, count, metric_range, metric_value, percent, size
+from onebase.cli.output import Output, aligned, count, listing, metric_range, metric_value, percent, size
 
 if TYPE_CHECKING:
     from onebase.store import AdapterConfig, Store, Stored
@@ -145,8 +145,8 @@ def _facts(stored: Stored) -> list[tuple[str, str]]:
         ("digest", stored.digest),
         ("folder", str(stored.path)),
         ("created", f"{config.created}, onebase {config.library_version}"),
-        ("method", f"{config.method.name}({_listing(config.method.settings)})"),
-        ("task", _listing(config.task)),
+        ("method", f"{config.method.name}({listing(config.method.settings)})"),
+        ("task", listing(config.task)),
         ("parameters", f"{config.parameters:,}, {percent(config.parameters / max(1, config.base.parameters), 2)} of "
                        f"the base's; {size(tensor_bytes(stored))} in {count(len(config.tensors), 'tensor')}"),
         ("base", f"{config.base.id} ({config.base.model_type}, {config.base.layers} layers, width "
@@ -161,14 +161,13 @@ def _facts(stored: Stored) -> list[tuple[str, str]]:
     facts += [(f"metrics {key}", str(value)) for key, value in config.metrics.items() if metric is None]
     test = config.metrics.get("test")
     if isinstance(test, dict):
-        facts.append(("test", _listing(test)))
+        facts.append(("test", listing(test)))
     for key, value in config.provenance.items():
-        facts.append((key, _listing(value) if isinstance(value, dict) else str(value)))
+        if key == "epochs" and isinstance(value, list):
+            facts += [(f"epoch {entry.get('epoch')}", listing(entry)) for entry in value if isinstance(entry, dict)]
+        else:
+            facts.append((key, listing(value) if isinstance(value, dict) else str(value)))
     return facts
-
-
-def _listing(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in values.items())
 
 
 def rm(

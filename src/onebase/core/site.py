@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Site:
     sublayer: str
     part: str
     path: str
-    module: nn.Module = field(repr=False)
+    module: Any = field(repr=False)
     d_in: int = 0
     d_out: int = 0
     span: tuple[int, int] | None = None
@@ -120,9 +120,9 @@ class Stack:
 
     name: str
     path: str
-    module: nn.Module = field(repr=False)
+    module: Any = field(repr=False)
     causal: bool = False
-    embed: nn.Module = field(repr=False, default_factory=nn.Identity)
+    embed: Any = field(repr=False, default_factory=nn.Identity)
     position_start: int | None = 0
     position_limit: int | None = None
     feeds: str = ""

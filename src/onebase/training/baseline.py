@@ -67,6 +67,7 @@ def fit_head(
         if score > best:
             best = score
             with torch.no_grad():
-                head.weight.zero_(), head.bias.fill_(-10.0)  # a class without training rows is never chosen
+                head.weight.zero_()
+                head.bias.fill_(-10.0)  # a class without training rows is never chosen
                 head.weight[present], head.bias[present] = weight, bias
     return head

@@ -65,7 +65,8 @@ class Kernels:
 
 @contextmanager
 def _computing(base: Base, attention: str | None, dtype: torch.dtype | None) -> Iterator[None]:
-    with torch.autocast(base.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    # Without its cache: autocast keeps casts of trained weights until the block ends, across optimizer steps.
+    with torch.autocast(base.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
         if attention is None:
             yield
             return

@@ -103,6 +103,7 @@ def fit(
                 adapter.train(False)
                 value, metrics = score()
                 adapter.train()
+            _check_finite(metrics, history, settings, steps)
             history.epochs.append({"epoch": epoch, "loss": loss, **metrics})
             report.epoch(history.epochs[-1])
             waited = 0 if value > best[0] else waited + 1
@@ -137,11 +138,7 @@ def _epoch(
     for batch in _effective_batches(len(train), settings, order):
         began = time.perf_counter()
         loss, count = _accumulate(base, adapter, train, batch, settings.batch_size)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {history.steps + 1} of {steps} with lr = {settings.lr:g}: nothing "
-                f"was stored. Try a lower rate, e.g. lr = {settings.lr / 3:.1g}."
-            )
+        _check_finite({"loss": loss}, history, settings, steps)
         if settings.clip:
             nn.utils.clip_grad_norm_(parameters, settings.clip)
         optimizer.step()
@@ -154,6 +151,16 @@ def _epoch(
         left = history.seconds / history.steps * (steps - history.steps)
         report.step(history.steps, loss / max(count, 1.0), history.rows / history.seconds, left)
     return total / max(targets, 1.0)
+
+
+def _check_finite(metrics: dict[str, float], history: History, settings: Settings, steps: int) -> None:
+    """Raise TrainingError when a value is infinite or NaN."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name.replace('_', ' ')} became {value} at step {history.steps + 1} of {steps} with "
+                f"lr = {settings.lr:g}: nothing was stored. Try a lower rate, e.g. lr = {settings.lr / 3:.1g}."
+            )
 
 
 def _effective_batches(rows: int, settings: Settings, order: torch.Generator) -> Iterator[list[int]]:

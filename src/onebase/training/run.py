@@ -251,8 +251,9 @@ def _start_head(base: Base, adapter: Adapter, examples: dict[str, Examples], dat
         while len(base._baselines) >= KEPT_BASELINES:
             base._baselines.pop(next(iter(base._baselines)))
         base._baselines[key] = (head, {split: scores})
-    adapter.base_head, scores = base._baselines[key]
-    adapter.head.load_state_dict(adapter.base_head.state_dict())
+    head, scores = base._baselines[key]
+    adapter.base_head = head
+    adapter.head.load_state_dict(head.state_dict())
     return scores
 
 

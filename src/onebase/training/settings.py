@@ -68,8 +68,8 @@ class Settings:
 # (benchmarks/quality.py). The order of magnitude agrees with the papers: LoRA 2e-4 to 5e-4 and bottleneck 3e-4 to
 # 1e-3 on larger bases, prefix 5e-3 flat, prompts far higher with AdamW.
 RECIPES: dict[str, dict[str, Any]] = {
-    "lora": {"lr": 5e-4},
-    "bottleneck": {"lr": 5e-4},
+    "lora": {"lr": 1e-3},
+    "bottleneck": {"lr": 1e-3},
     "prefix": {"lr": 5e-3, "weight_decay": 0.0},
     "prompt": {"lr": 1e-2, "weight_decay": 0.0},
 }
