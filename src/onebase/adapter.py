@@ -79,7 +79,14 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every saved tensor, detached: ``deltas...``, ``shared...``, ``head...``, ``base_head...``."""
-        found = {name: t.detach() for name, t in self.module.tensors().items()}
+        return self._tensors(self.module)
+
+    def folded_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to store: without what only training needs. The attached module stays as it is."""
+        return self._tensors(self.module.fold())
+
+    def _tensors(self, module: AdapterModule) -> dict[str, Tensor]:
+        found = {name: t.detach() for name, t in module.tensors().items()}
         if self.head is not None:
             found |= {f"head.{name}": t.detach() for name, t in self.head.state_dict().items()}
         if self.base_head is not None:

@@ -95,8 +95,7 @@ def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str
     """Store an attached adapter as the next version of its name."""
     from onebase.store import Store
 
-    adapter.fold()
-    tensors = {name: t.cpu().contiguous() for name, t in adapter.tensors().items()}
+    tensors = {name: t.cpu().contiguous() for name, t in adapter.folded_tensors().items()}
     config = describe(base, adapter, **facts)
     stored = (store or Store()).save(as_name or adapter.name, config=config, tensors=tensors)
     adapter.ref, adapter.digest = stored.ref, stored.digest

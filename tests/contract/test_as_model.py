@@ -191,7 +191,6 @@ def test_saving_in_the_middle_of_training(name, tokenizer, tmp_path):
         assert checks.gap(before, checks.call_alone(base, row, name)) > checks.VISIBLE
 
 
-@pytest.mark.xfail(strict=True, reason="storing.save_adapter folds the attached adapter in place; reported")
 @pytest.mark.parametrize("name", ["prefix-2", "prompt-2"])
 def test_storing_in_the_middle_of_training(name, tokenizer):
     """After `base.save` a module made by `as_model` still holds the parameters that the base applies."""

@@ -48,11 +48,13 @@ def evaluate(
     task = Store().resolve(name).config.task
     if task.get("kind") == "features":
         raise UsageError(f"adapter {name!r} gives embeddings and has no head to score")
-    columns = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}
-    found = load(data, task=task["kind"], **columns)
+    found = load(
+        data, task=task["kind"], text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion
+    )
     if found.splits_made and split is not None:
         raise UsageError(f"--split {split} has no meaning for {found.source}: one file is scored whole")
     loaded, routes = open_adapters([name], base, device, dtype, out)
+    import onebase.training  # noqa: F401 - before onebase.evaluation, which it imports in turn
     from onebase.evaluation import evaluate as evaluate_adapter
 
     adapter = routes[name]

@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 
@@ -40,13 +39,20 @@ class Output:
         """Print one line of the result."""
         print(text)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> None:
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        right: Iterable[str] = (),
+        optional: Sequence[str] = (),
+    ) -> None:
         """Print rows: aligned to the width of a terminal, tab-separated for a pipe or a file.
 
         Args:
             columns: names.
             rows: cells; None is shown as nothing.
             right: columns of numbers.
+            optional: columns that a narrow terminal goes without, the first one first.
         """
         cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
         if not sys.stdout.isatty():
@@ -58,12 +64,29 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        console = Console(highlight=False)
+        kept, hidden = _fitting(list(columns), cells, list(optional), console.width)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for i in kept:
+            table.add_column(columns[i], justify="right" if columns[i] in right else "left", overflow="fold")
         for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
-        Console(highlight=False).print(table)
+            table.add_row(*(Text(row[i]) for i in kept))
+        console.print(table)
+        if hidden:
+            self.note(f"no room for {', '.join(hidden)}: widen the terminal, or use --json")
+
+
+def _fitting(
+    columns: list[str], cells: list[list[str]], optional: list[str], width: int
+) -> tuple[list[int], list[str]]:
+    """Return the positions of the columns that fit, and the names of those left out."""
+    gap = 3  # between two columns
+    needs = {name: max(len(name), *(len(row[i]) for row in cells)) + gap for i, name in enumerate(columns) if cells}
+    hidden = []
+    while optional and sum(needs.values()) > width:
+        hidden.append(optional.pop(0))
+        needs.pop(hidden[-1], None)
+    return [i for i, name in enumerate(columns) if name not in hidden], hidden
 
 
 def plain(value: Any) -> Any:
@@ -78,11 +101,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # arrays and tensors
-        return plain(value.tolist())
-    return str(value)
+    listed = getattr(value, "tolist", None)  # arrays and tensors
+    return str(value) if listed is None else plain(listed())
 
 
 def percent(share: float, digits: int = 1) -> str:

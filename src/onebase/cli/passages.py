@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_THRESHOLD = 0.5
 WIDTH = 80
-FIELDS = ("adapter", "label", "probability", "index", "line", "start", "end", "text")
+FIELDS: list[str] = ["adapter", "label", "probability", "index", "line", "start", "end", "text"]
 
 
 @dataclass

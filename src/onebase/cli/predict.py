@@ -106,7 +106,7 @@ def _check_usage(
             raise UsageError(f"{option} has no meaning without --split")
     if write is not None and write.suffix.lower() not in (".csv", ".jsonl"):
         raise UsageError(f"--out {write}: expected a name that ends in .csv or .jsonl")
-    embeds = as_json or (write is not None and write.suffix.lower() == ".jsonl")
+    embeds = as_json if write is None else write.suffix.lower() == ".jsonl"
     if PLAIN in refs and (split is not None or not embeds):
         raise UsageError("the base alone gives embeddings, no labels: ask for them with --json or --out FILE.jsonl")
     check_kinds(refs, writes=False)

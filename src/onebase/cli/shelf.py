@@ -36,7 +36,7 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
     if not rows:
         out.note(f"no adapters in {store.root} yet; the next step: onebase train -d FILE")
         return
-    columns = ["adapter", "method", "task", "metric", "base", "with adapter", "parameters", "size", "on base"]
+    columns = ["adapter", "method", "task", "metric", "base", "with adapter", "parameters", "size", "base model"]
     columns += ["created", "digest"]
     cells = [
         [
@@ -48,13 +48,14 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
             metric_value(row["metric"] or "", row["score"]),
             f"{row['parameters']:,}",
             size(row["bytes"]),
-            row["base"],
+            row["base"].rsplit("/", 1)[-1],
             row["created"][:10],
             row["digest"].removeprefix("sha256:")[:DIGITS],
         ]
         for row in rows
     ]
-    out.table(columns, cells, right=("base", "with adapter", "parameters", "size"))
+    optional = ("digest", "size", "created", "task", "base model", "parameters")
+    out.table(columns, cells, right=("base", "with adapter", "parameters", "size"), optional=optional)
 
 
 def readable(store: Store) -> tuple[list[Stored], list[str]]:

