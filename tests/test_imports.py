@@ -18,7 +18,7 @@ LAYERS = [
     {"heads", "adapter", "extend"},
     {"store", "data", "encode", "statistics"},
     {"base", "build", "bound", "as_model", "generation", "storing", "loading"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "examples", "baseline"},
     {"demo"},
     {"cli", "__main__"},
 ]

@@ -184,7 +184,7 @@ def test_a_folder_swapped_for_another_adapter_is_noticed(store):
 def test_a_config_without_the_tensors_digest_is_refused(store):
     stored = add(store)
     reseal(stored.path, lambda raw: raw["files"].pop("adapter_model.safetensors"))
-    with pytest.raises(CorruptError, match=r"lists no sha256 for adapter\.safetensors"):
+    with pytest.raises(CorruptError, match=r"lists no sha256 for adapter_model\.safetensors"):
         store.resolve("reviews").verify()
 
 
@@ -696,3 +696,15 @@ def test_config_digest(bert, tmp_path):
     loaded = BertForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
     assert digest_config(loaded.config) == before
     assert digest_config(BertConfig(hidden_size=24, num_attention_heads=2)) != before
+
+
+def test_a_local_base_is_found_again_by_its_fingerprint(tmp_path: Path) -> None:
+    from onebase.store import base_folder, remember_base
+
+    folder = tmp_path / "models" / "ours"
+    folder.mkdir(parents=True)
+    assert base_folder(tmp_path, "sha256:ab") is None
+    remember_base(tmp_path, "sha256:ab", folder)
+    assert base_folder(tmp_path, "sha256:ab") == folder
+    folder.rmdir()
+    assert base_folder(tmp_path, "sha256:ab") is None

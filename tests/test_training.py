@@ -19,8 +19,8 @@ from onebase.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from onebase.examples import encode
 from onebase.store import Store
-from onebase.training.examples import encode
 from onebase.training.loop import Reporter
 from onebase.training.run import make_task
 from onebase.training.settings import Settings, settings_for
@@ -48,7 +48,6 @@ FAST: dict[str, Any] = {"epochs": 1, "attention": "eager", "dtype": "float32"}
 
 @pytest.fixture(scope="module")
 def base() -> Any:
-    torch.set_num_threads(2)
     found = ob.load_base("minilm")
     yield found
     found.close()
@@ -155,6 +154,17 @@ def test_early_stopping_keeps_the_best_epoch(base: ob.Base) -> None:
     assert len(watch.epochs) == run.history.best + 1
 
 
+def test_bfloat16_steps_use_the_weights_of_the_last_step(base: ob.Base) -> None:
+    """A cast of a trained weight must not outlive an optimizer step: the loss falls as it does in float32."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        settings = {**FAST, "dtype": dtype, "batch_size": 4, "lr": 5e-3, "epochs": 1}
+        run = ob.train(base, reviews(60), "bottleneck(preset='parallel', size=8)", **settings)
+        losses.append(run.history.epochs[1]["loss"])
+        base.remove(run.name)
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+
 def test_a_diverging_run_says_so_and_leaves_nothing(base: ob.Base, store: Store) -> None:
     before = len(store.list())
     with pytest.raises(TrainingError, match=r"loss became .* lr = "):
@@ -243,12 +253,18 @@ def test_loading_lists_everything_wrong(base: ob.Base, run: ob.Run, store: Store
     assert "copy" not in base.adapters
 
 
-def test_probes_notice_another_base_with_the_same_shape(run: ob.Run, store: Store) -> None:
+def test_changed_weights_and_changed_answers_are_noticed(
+    run: ob.Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onebase.storing._verified", set())  # probes that agreed once are not run again
     changed = ob.load_base("minilm")
+    changed.model.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.ReLU()
+    with pytest.raises(MismatchError, match="answers differently"):
+        changed.load("reviews", store=store)
     with torch.no_grad():
         changed.model.encoder.layer[0].attention.output.dense.weight.mul_(1.5)
-    with pytest.raises(MismatchError, match="answers differently"):
-        changed.load("reviews", store=store)  # its fingerprint was taken at loading; the probes see the change
+    with pytest.raises(MismatchError, match="weights: made for"):
+        changed.load("reviews", store=store)
     assert "reviews" not in changed.adapters
     changed.close()
 
@@ -295,7 +311,7 @@ def test_the_loss_is_on_the_completion_only(writer: ob.Base) -> None:
 
 
 def test_perplexity_is_the_plain_computation(writer: ob.Base) -> None:
-    rows = [{"prompt": "Once upon", "completion": f" a time there were {n} cats."} for n in range(12)]
+    rows = [{"prompt": f"Once upon {n}", "completion": f" a time there were {n} cats."} for n in range(12)]
     data = ob.load_data(rows)
     task = make_task(writer, data, None, "{prompt}{completion}", None)
     examples = encode(writer, task, data)["train"]

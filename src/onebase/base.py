@@ -74,7 +74,6 @@ class Base:
         self._adapters: dict[str, Adapter] = {}
         self._numbers: dict[int, str] = {}
         self._next = 0
-        self._fingerprint = ""
         self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
         self._closed = False
@@ -460,11 +459,9 @@ class Base:
 
     def fingerprint(self) -> str:
         """Return the hash of all base tensors rounded to bf16, so that copies of one checkpoint match."""
-        if not self._fingerprint:
-            from onebase.store import fingerprint_model
+        from onebase.store import fingerprint_model
 
-            self._fingerprint = fingerprint_model(self.model)
-        return self._fingerprint
+        return fingerprint_model(self.model)  # remembered there until a tensor changes
 
     def __repr__(self) -> str:
         return f"Base({self.id!r}, {self.anatomy.model_type}, adapters={list(self._adapters)})"

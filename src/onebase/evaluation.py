@@ -10,6 +10,7 @@ import torch
 
 from onebase.data import Data, load
 from onebase.errors import ConfigError, DataError
+from onebase.examples import Examples, encode, forward
 from onebase.heads import ClassificationHead
 from onebase.statistics import (
     PairedTest,
@@ -21,7 +22,6 @@ from onebase.statistics import (
     perplexity_interval,
     token_rows,
 )
-from onebase.training.examples import Examples, encode, forward
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -121,13 +121,17 @@ def score(base: Base, name: str | None, examples: Examples, labels: tuple[str, .
     return score_language(losses, counts)
 
 
-def compare(adapter: Scores, base: Scores, seed: int = 0) -> PairedTest:
+def compare(adapter: Scores, base: Scores, seed: int = 0) -> PairedTest | None:
     """Test the adapter against the base on the same rows: exact McNemar for accuracy, else a paired bootstrap.
+
+    None where a single text was scored: nothing can be said about others from it.
 
     The difference is in the direction of better: accuracy gained, perplexity lost (shown as a negative number).
     """
     if adapter.metric == "accuracy":
         return mcnemar_exact(base.correct, adapter.correct)
+    if len(adapter.sums) < 2:
+        return None
     return paired_bootstrap(
         token_rows(base.sums, base.counts),
         token_rows(adapter.sums, adapter.counts),
@@ -207,7 +211,7 @@ def score_base_head(
     base: Base, head: ClassificationHead, examples: Examples, labels: tuple[str, ...], pooling: str
 ) -> Scores:
     """Score the base's own head on its frozen vectors."""
-    from onebase.training.baseline import frozen_vectors
+    from onebase.baseline import frozen_vectors
 
     assert examples.targets is not None
     vectors = frozen_vectors(base, examples, pooling)

@@ -77,7 +77,7 @@ def load_base(
     if Path(source).is_dir():
         from onebase.store import fingerprint_model
 
-        base._fingerprint = fingerprint_model(model, just_loaded=where.type == "cpu" and choice == "auto")
+        fingerprint_model(model, just_loaded=where.type == "cpu" and choice == "auto")
     return base
 
 

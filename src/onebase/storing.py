@@ -93,11 +93,15 @@ def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
 
 def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str | None, **facts: Any) -> Stored:
     """Store an attached adapter as the next version of its name."""
-    from onebase.store import Store
+    from onebase.store import Store, remember_base
 
     tensors = {name: t.cpu().contiguous() for name, t in adapter.folded_tensors().items()}
     config = describe(base, adapter, **facts)
-    stored = (store or Store()).save(as_name or adapter.name, config=config, tensors=tensors)
+    store = store or Store()
+    folder = Path(str(getattr(base.model.config, "_name_or_path", "") or ""))
+    if folder.is_absolute() and folder.is_dir():
+        remember_base(store.root, config["base"]["fingerprint"], folder)
+    stored = store.save(as_name or adapter.name, config=config, tensors=tensors)
     adapter.ref, adapter.digest = stored.ref, stored.digest
     adapter.config = stored.config.model_dump(mode="json")
     return stored

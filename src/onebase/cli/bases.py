@@ -87,6 +87,8 @@ def open_adapters(
 def _open_shared(
     stored: list[Stored], base_name: str | None, device: str | None, dtype: str | None, out: Output
 ) -> Base:
+    from onebase.store import Store, base_folder
+
     if not stored:
         return open_base(base_name or default_base(), device, dtype, out)
     made_for: dict[str, list[Stored]] = {}
@@ -98,8 +100,9 @@ def _open_shared(
         )
         raise UsageError(f"adapters of one call share one base, but these do not: {shown}. Make one call for each.")
     wanted = stored[0].config.base.id
+    known = base_folder(Store().root, stored[0].config.base.fingerprint)
     try:
-        return open_base(base_name or _same_folder(wanted) or wanted, device, dtype, out)
+        return open_base(base_name or (str(known) if known else _same_folder(wanted)) or wanted, device, dtype, out)
     except ConfigError as error:
         if base_name is not None:
             raise

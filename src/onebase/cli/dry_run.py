@@ -55,7 +55,7 @@ def show_plan(chosen: Chosen, data: Data, name: str, out: Output) -> None:
 def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     """Return what would be trained, as JSON values."""
     from onebase.build import build_adapter
-    from onebase.training.examples import encode
+    from onebase.examples import encode
     from onebase.training.run import make_task
     from onebase.training.settings import settings_for
 

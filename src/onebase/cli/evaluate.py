@@ -54,7 +54,6 @@ def evaluate(
     if found.splits_made and split is not None:
         raise UsageError(f"--split {split} has no meaning for {found.source}: one file is scored whole")
     loaded, routes = open_adapters([name], base, device, dtype, out)
-    import onebase.training  # noqa: F401 - before onebase.evaluation, which it imports in turn
     from onebase.evaluation import evaluate as evaluate_adapter
 
     adapter = routes[name]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -128,7 +127,6 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
             template=chosen.get("template"),
             pooling=chosen.get("pooling"),
             report=report,
-            provenance=_label_counts(data),
             **chosen.settings,
         )
     finally:
@@ -179,8 +177,3 @@ def name_of(data: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", stem).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
     name = name or "adapter"
     return f"my-{name}"[:NAME_LENGTH] if name.split(".")[0].lower() in WINDOWS_RESERVED else name
-
-
-def _label_counts(data: Data) -> dict[str, Any]:
-    """Count the labels of the training rows: `onebase predict --split` flags the rarer of two."""
-    return {"label_counts": dict(Counter(data.train.label))} if data.train.label else {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # recipes of `train`: the demo has seconds, not minutes, and 17 to 34 steps per epoch.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bottleneck": {"lr": 2e-3, "epochs": 6},
-    "lora": {"lr": 5e-3, "epochs": 6},
+    "lora": {"lr": 2e-3, "epochs": 4, "batch_size": 16},
     "prefix": {"lr": 4e-3, "epochs": 5},
     "prompt": {"lr": 3e-2, "epochs": 6},
 }

@@ -1,5 +1,6 @@
 """Adapters as small, versioned, verified folders, and the digests that tie them to a base."""
 
+from onebase.store.bases import base_folder, remember_base
 from onebase.store.card import render_card
 from onebase.store.fingerprint import digest_config, digest_tokenizer, fingerprint_model
 from onebase.store.schema import AdapterConfig
@@ -11,8 +12,10 @@ __all__ = [
     "Store",
     "Stored",
     "Version",
+    "base_folder",
     "digest_config",
     "digest_tokenizer",
     "fingerprint_model",
+    "remember_base",
     "render_card",
 ]

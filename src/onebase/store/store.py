@@ -91,10 +91,9 @@ class Store:
             ConfigError: the name, a field or a tensor cannot be used.
             StoreError: the tensors are not finite, or the disk refuses.
         """
-        check_name(name)
+        self.check(name)
         data, shapes = encode(tensors)
         body = _body(name, config, shapes)
-        self._refuse_other_case(name)
         try:
             disk.sweep(self._work)
             work = disk.new_work(self._work, "save")
@@ -109,6 +108,11 @@ class Store:
                 f"cannot save {name!r} in {self.root}: {error}. No version was added. "
                 f"Make room there, or set ONEBASE_HOME to another folder."
             ) from error
+
+    def check(self, name: str) -> None:
+        """Raise ConfigError unless an adapter can be saved under `name`; cheap, so it can be asked before training."""
+        check_name(name)
+        self._refuse_other_case(name)
 
     def resolve(self, ref: str | os.PathLike[str]) -> Stored:
         """Find one version by reference or by path.

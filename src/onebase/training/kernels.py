@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onebase.training.examples import Examples, forward
+from onebase.examples import Examples, forward
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onebase.adapter import Adapter
 from onebase.errors import TrainingError
-from onebase.training.examples import Examples, forward
+from onebase.examples import Examples, forward
 from onebase.training.kernels import MICRO, choose_kernels
 from onebase.training.settings import Settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onebase.adapter import Adapter
+from onebase.baseline import fit_head, frozen_vectors
 from onebase.build import build_adapter, default_task
 from onebase.data import Data, load
 from onebase.errors import ConfigError, DataError
 from onebase.evaluation import Evaluation, Scores, evaluate_examples, score, score_base_head
+from onebase.examples import Examples, encode
 from onebase.heads import ClassificationHead
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
 from onebase.statistics import PairedTest
-from onebase.training.baseline import fit_head, frozen_vectors
-from onebase.training.examples import Examples, encode
 from onebase.training.loop import History, Reporter, fit
 from onebase.training.settings import Settings, settings_for
 
@@ -135,6 +136,8 @@ def train(
     """
     method = parse_method(method)
     report = report or Reporter()
+    if name is not None:
+        (store or _default_store()).check(name)
     chosen_seed = settings.get("seed") or 0
     found = _load(
         data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
@@ -154,7 +157,7 @@ def train(
     )
     base._attach(adapter)
     try:
-        own = _start_head(base, adapter, examples, found)
+        own = _start_head(base, adapter, examples, found, report)
         history = fit(base, adapter, examples["train"], _scorer(base, adapter, examples), chosen, report)
     except BaseException:
         base.remove(adapter.name)
@@ -169,6 +172,12 @@ def train(
     if name is not None:
         _store(base, adapter, run, found, store, provenance or {})
     return run
+
+
+def _default_store() -> Store:
+    from onebase.store import Store
+
+    return Store()
 
 
 def _load(data: Any, *, seed: int, **options: Any) -> Data:
@@ -201,6 +210,8 @@ def make_task(
     if pooling is not None:
         if pooling not in ("mean", "first", "last"):
             raise ConfigError(f"pooling = {pooling!r}: expected mean, first or last")
+        if data.kind != "classification":
+            raise ConfigError(f"pooling = {pooling!r} has no effect on {data.kind} data: leave it out")
         spec["pooling"] = pooling
     spec["template"] = template or (COMPLETION_TEMPLATE if data.kind == "completion" else "")
     places = {"classification": ["text"] + ["text_pair"] * spec["pair"], "completion": ["prompt", "completion"]}
@@ -231,7 +242,9 @@ def _frequent(train: Examples) -> list[int]:
     return ids[counts.argsort(descending=True, stable=True)].tolist()
 
 
-def _start_head(base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data) -> dict[str, Scores]:
+def _start_head(
+    base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter
+) -> dict[str, Scores]:
     """Fit the base's own head on frozen vectors, start the adapter's head from it, and score the base.
 
     The base keeps the last few results, because several adapters are often trained on the same data.
@@ -241,6 +254,7 @@ def _start_head(base: Base, adapter: Adapter, examples: dict[str, Examples], dat
     task = adapter.task
     key = (data.digest, task["pooling"], task["max_length"], task["template"])
     if key not in base._baselines:
+        report.note("fitting the base's own head on its frozen vectors")
         pooling, train, held = task["pooling"], examples["train"], examples["validation"]
         assert train.targets is not None and held.targets is not None
         vectors, others = frozen_vectors(base, train, pooling), frozen_vectors(base, held, pooling)
@@ -318,6 +332,7 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | No
         "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.plain(),
         "seed": run.settings.seed,
+        **({"label_counts": dict(Counter(data.train.label))} if data.train.label else {}),
         "epochs": run.history.epochs,
         "best_epoch": run.history.best,
         "seconds": round(run.history.seconds, 2),

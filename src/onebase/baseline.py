@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from onebase.encode import collate, pad_id
+from onebase.examples import Examples
 from onebase.heads import ClassificationHead
-from onebase.training.examples import Examples
 
 if TYPE_CHECKING:
     from onebase.base import Base
