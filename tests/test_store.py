@@ -106,8 +106,8 @@ def test_tensors_come_back_bit_equal(store):
     assert stored.ref == "reviews@1"
     assert sorted(os.listdir(stored.path)) == [
         "README.md",
-        "adapter_model.safetensors",
         "adapter_config.json",
+        "adapter_model.safetensors",
     ]
     assert list((store.root / ".tmp").iterdir()) == []
 
