@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onebase.data import Data
 
 NAME_LENGTH = 64
+NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes")
 
 
 def train(
@@ -81,6 +82,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained; train and store nothing.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; train has no question to ask.")] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Train and score, but store nothing.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
@@ -89,7 +91,7 @@ def train(
 
     The command line goes before --set, --set before --config, --config before the defaults of the method.
     """
-    given = {key: value for key, value in locals().items() if key not in ("as_json", "debug", "config", "sets")}
+    given = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
     given |= {"dry_run": dry_run or None, "no_save": no_save or None}
     out = Output(as_json)
     from onebase.cli.merge import choose
