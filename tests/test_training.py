@@ -228,7 +228,7 @@ def test_recipes_know_only_settings_that_exist() -> None:
     from onebase.training.settings import RECIPES
 
     for method in RECIPES:
-        assert isinstance(settings_for(method, "classification", {}), Settings)
+        assert isinstance(settings_for(method, {}, 768), Settings)
 
 
 def test_loading_lists_everything_wrong(base: ob.Base, run: ob.Run, store: Store, tmp_path: Path) -> None:

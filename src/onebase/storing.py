@@ -99,7 +99,7 @@ def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str
     config = describe(base, adapter, **facts)
     store = store or Store()
     folder = Path(str(getattr(base.model.config, "_name_or_path", "") or ""))
-    if folder.is_absolute() and folder.is_dir():
+    if "/" not in base.id and folder.is_absolute() and folder.is_dir():  # an id with a slash finds itself
         remember_base(store.root, config["base"]["fingerprint"], folder)
     stored = store.save(as_name or adapter.name, config=config, tensors=tensors)
     adapter.ref, adapter.digest = stored.ref, stored.digest

@@ -17,6 +17,7 @@ Report = Callable[[str], None]
 
 REVIEWS = Path(__file__).parent / "reviews"
 NAMES = ("bottleneck", "lora", "prefix", "prompt")
+DEFAULTS = ("bottleneck", "lora", "prefix(length=8)", "prompt(length=8)")  # few reviews: short prefixes and prompts
 
 NEXT = (
     "Try next:",
@@ -48,7 +49,7 @@ def run_demo(
         UnknownNameError: a method that does not exist.
     """
     began = time.perf_counter()
-    chosen = _adapter_names(list(NAMES) if methods is None else methods)
+    chosen = _adapter_names(list(DEFAULTS) if methods is None else methods)
     base = _load()
     from onebase.demo.mixed import answer
     from onebase.demo.table import language_lines, mixed_lines, score_lines
@@ -124,7 +125,7 @@ def _plan(base: str, size: int, data: Data, names: list[str]) -> list[str]:
         f"This trains {count} on one frozen base, {base} ({size / 1e6:.1f} million parameters), with "
         f"{len(data.train)} English and French reviews; {len(data.validation)} more choose the best epoch and "
         f"{len(data.test)} unseen ones give the scores.",
-        f"The adapters go into your store {Store().root} as {', '.join(names)}; four of them take about two minutes "
+        f"The adapters go into your store {Store().root} as {', '.join(names)}; four of them take a few minutes "
         "on two CPU cores.",
     ]
 

@@ -144,7 +144,7 @@ def train(
         limit=limit, seed=chosen_seed,
     )  # fmt: skip
     spec = make_task(base, found, max_length, template, pooling)
-    chosen = settings_for(method.name, spec["kind"], settings)
+    chosen = settings_for(method.name, settings, base.anatomy.hidden_size)
     examples = encode(base, spec, found)
     if not len(examples["train"]) or not len(examples["validation"]):
         raise DataError(
