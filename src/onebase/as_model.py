@@ -122,8 +122,4 @@ class AdapterModel(nn.Module):
         """
         from onebase.storing import export_folder
 
-        try:
-            export_folder(self._base, self._adapter, Path(folder))
-        finally:  # saving folds the module: what is being trained, by an optimizer too, stays what the base applies
-            self._adapter.module = self.adapter
-            self._adapter.bind()
+        export_folder(self._base, self._adapter, Path(folder))

@@ -122,8 +122,10 @@ def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    kept = adapter.ref, adapter.digest, adapter.config
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         stored = save_adapter(base, adapter, Store(Path(work)), None)
+        adapter.ref, adapter.digest, adapter.config = kept  # the folder is a copy, not a version of a store
         folder.mkdir(exist_ok=True)
         for file in stored.path.iterdir():
             shutil.move(str(file), folder / file.name)

@@ -52,14 +52,18 @@ def _score_row(a: dict[str, Any]) -> tuple[str, ...]:
 
 
 def language_lines(adapters: Sequence[dict[str, Any]]) -> list[str]:
-    """Show the accuracy on each language, base and adapter."""
+    """Show the accuracy on each language, base and adapter, and what was gained on the language the base reads."""
     codes = list(adapters[0]["languages"])
     head = ["accuracy on", *(f"{LANGUAGES.get(c, c)}: {who}" for c in codes for who in ("base", "adapter"))]
     rows = [head]
     for a in adapters:
         scores = (_percent(a[who][code]) for code in codes for who in ("base_languages", "languages"))
         rows.append([a["name"], *scores])
-    return columns(rows)
+    return [
+        *columns(rows),
+        "This base reads English: gain on the English rows alone (for French texts choose a base that reads French).",
+        *(f"  {a['name']}: {a['language_gains']['en']['sentence']}" for a in adapters),
+    ]
 
 
 def mixed_lines(mixed: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onebase.demo.run import REVIEWS
 from onebase.errors import DataError
 from onebase.methods.registry import parse_method
+from onebase.statistics import mcnemar_exact
 from onebase.training.loop import Reporter
 from onebase.training.run import Run, train
 
@@ -94,6 +95,7 @@ def _facts(run: Run, data: Data, total: float) -> dict[str, Any]:
         "fixed": run.test.fixed,
         "broken": run.test.broken,
         "sentence": run.test.sentence(),
+        "language_gains": _gains(run.scores.adapter, run.scores.base, languages),
         "parameters": run.parameters,
         "share": run.share,
         "bytes": run.bytes,
@@ -109,6 +111,16 @@ def _languages(data: Data) -> list[str]:
     if tuple(row["text"] for row in rows) != data.test.text:
         raise DataError("reviews/test.csv has rows that could not be read: install onebase again")
     return [row["language"] for row in rows]
+
+
+def _gains(adapter: Scores, base: Scores, languages: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the paired test on the rows of each language."""
+    found = {}
+    for language in sorted(set(languages)):
+        rows = [i for i, other in enumerate(languages) if other == language]
+        test = mcnemar_exact([base.correct[i] for i in rows], [adapter.correct[i] for i in rows])
+        found[language] = {"gain": test.difference, "interval": [test.low, test.high], "sentence": test.sentence()}
+    return found
 
 
 def _by_language(scores: Scores, languages: Sequence[str]) -> dict[str, float]:
