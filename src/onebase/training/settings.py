@@ -26,7 +26,8 @@ class Settings:
         warmup: share of the steps in which the rate rises linearly from 0; then it falls linearly to 0.
         weight_decay: on matrices only; never on biases, norms and virtual tokens.
         clip: largest norm of the gradient, over all parameters of the adapter; 0 for none.
-        patience: stop after so many epochs without a better validation score; 0 never stops early.
+        patience: stop after so many epochs without a better validation score; 0 never stops early. The last epochs
+            have the smallest rates and are often the best: 2 was measured to stop before them.
         seed: of initialisation, order of rows and dropout.
         checkpointing: recompute layers in the backward pass to save memory.
         attention: 'auto' measures eager against sdpa on the first rows, or 'eager', 'sdpa', 'keep' (the base's own).
@@ -42,7 +43,7 @@ class Settings:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
-    patience: int = 2
+    patience: int = 3
     seed: int = 0
     checkpointing: bool = False
     attention: str = "auto"
