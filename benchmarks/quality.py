@@ -25,7 +25,9 @@ import onebase as ob
 from onebase.adapter import Adapter
 from onebase.core.contracts import AdapterModule
 from onebase.extend import Init, Method, Site, register, unregister
+from onebase.methods.registry import parse_method
 from onebase.training import run as run_module
+from onebase.training.settings import settings_for
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 FULL_RATES = (2e-5, 5e-5, 1e-4)
@@ -109,8 +111,10 @@ def known() -> list[dict[str, Any]]:
 
 def once(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -> dict[str, Any]:
     """Return a finished run, or make it now."""
+    lr = settings_for(parse_method(method).name, settings, base.anatomy.hidden_size).lr  # a recipe may have changed
     for row in known():
-        if (row["data"], row["method"], row["seed"], row["settings"]) == (data.source, method, seed, settings):
+        found = (row["data"], row["method"], row["seed"], row["settings"], row["lr"])
+        if found == (data.source, method, seed, settings, lr):
             return row
     row = run_one(base, data, method, seed, **settings)
     RESULTS.parent.mkdir(exist_ok=True)
@@ -124,7 +128,7 @@ def summary() -> None:
     """Print mean accuracy per task and method."""
     table: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in known():
-        table.setdefault((row["data"], row["method"], json.dumps(row["settings"])), []).append(row)
+        table.setdefault((row["data"], row["method"], json.dumps(row["settings"] | {"lr": row["lr"]})), []).append(row)
     for (data, method, settings), rows in sorted(table.items()):
         values = [row["value"] for row in rows]
         print(

@@ -65,7 +65,7 @@ class Settings:
         return dataclasses.asdict(self)
 
 
-# Learning rates at width 384, chosen there on the validation rows of cr and trec6 (benchmarks/quality.py, one seed): LoRA
+# Learning rates at width 384, chosen on the validation rows of cr and trec6 (benchmarks/quality.py, one seed): LoRA
 # 2e-3 against 5e-4 and 1e-3; bottleneck 1e-3 against 2e-3, which overfits the smaller set from its second epoch on. The
 # published rates for wider bases are lower in proportion: 5e-4 to 1e-3 at 768 (LoRA, Houlsby), 2e-4 at 4096 (QLoRA,
 # arXiv 2305.14314).
