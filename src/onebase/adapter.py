@@ -14,9 +14,6 @@ from onebase.core.plan import Routed
 from onebase.heads import ClassificationHead, build_head
 from onebase.methods.method import Method
 
-# What the fields of a task mean; a stored adapter carries all of them.
-TASK_FIELDS = ("kind", "labels", "pooling", "max_length", "template", "pair")
-
 
 @dataclass(eq=False)
 class Adapter:

@@ -31,8 +31,8 @@ class Anchor:
         runtime: receives the plan.
         context: holds the route chosen by `use`.
         find: adapter by name.
+        by_number: names for an `adapter_ids` tensor.
         encoder: the stack that this one reads through cross-attention, or None.
-        stacked: whether `stack` feeds a decoder that is present (its states keep the virtual tokens).
     """
 
     def __init__(
