@@ -73,12 +73,7 @@ def load_base(
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load {name}: {error}") from error
     model.to(where)
-    base = Base(model, tokenizer, id=shown)
-    if Path(source).is_dir():
-        from onebase.store import fingerprint_model
-
-        fingerprint_model(model, just_loaded=where.type == "cpu" and choice == "auto")
-    return base
+    return Base(model, tokenizer, id=shown)
 
 
 def _locate(name: str | Path) -> tuple[str, str]:

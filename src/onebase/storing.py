@@ -95,20 +95,24 @@ def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str
     """Store an attached adapter as the next version of its name."""
     from onebase.store import Store, remember_base
 
-    tensors = {name: t.cpu().contiguous() for name, t in adapter.folded_tensors().items()}
-    config = describe(base, adapter, **facts)
     store = store or Store()
+    stored = _write(base, adapter, store, as_name or adapter.name, **facts)
     folder = Path(str(getattr(base.model.config, "_name_or_path", "") or ""))
     if "/" not in base.id and folder.is_absolute() and folder.is_dir():  # an id with a slash finds itself
-        remember_base(store.root, config["base"]["fingerprint"], folder)
-    stored = store.save(as_name or adapter.name, config=config, tensors=tensors)
+        remember_base(store.root, stored.config.base.fingerprint, folder)
     adapter.ref, adapter.digest = stored.ref, stored.digest
     adapter.config = stored.config.model_dump(mode="json")
     return stored
 
 
+def _write(base: Base, adapter: Adapter, store: Store, name: str, **facts: Any) -> Stored:
+    """Write an attached adapter as a new version; the adapter stays as it is."""
+    tensors = {key: t.cpu().contiguous() for key, t in adapter.folded_tensors().items()}
+    return store.save(name, config=describe(base, adapter, **facts), tensors=tensors)
+
+
 def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
-    """Write an attached adapter to a folder of its own.
+    """Write an attached adapter to a folder of its own: a copy, not a version of a store.
 
     Raises:
         StoreError: the folder has files already.
@@ -122,10 +126,8 @@ def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    kept = adapter.ref, adapter.digest, adapter.config
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        stored = save_adapter(base, adapter, Store(Path(work)), None)
-        adapter.ref, adapter.digest, adapter.config = kept  # the folder is a copy, not a version of a store
+        stored = _write(base, adapter, Store(Path(work)), adapter.name)
         folder.mkdir(exist_ok=True)
         for file in stored.path.iterdir():
             shutil.move(str(file), folder / file.name)

@@ -158,13 +158,12 @@ def _load(chosen: Chosen, out: Output) -> Data:
 
 def _checked_name(chosen: Chosen) -> str:
     """Return the name to store under; a name that the store would refuse is refused before training."""
-    from onebase.store.names import check_name
+    from onebase.store import Store
 
-    given = chosen.get("name")
-    name = check_name(given) if given is not None else name_of(chosen.get("data", "adapter"))
-    for other in o.stored_names(""):
-        if other != name and other.lower() == name.lower():
-            raise UsageError(f"--name {name!r} differs from the stored {other!r} only in case: use that one")
+    name = chosen.get("name")
+    if name is None:
+        name = name_of(chosen.get("data", "adapter"))
+    Store().check(name)
     return name
 
 

@@ -137,7 +137,9 @@ def train(
     method = parse_method(method)
     report = report or Reporter()
     if name is not None:
-        (store or _default_store()).check(name)
+        from onebase.store import Store
+
+        (store or Store()).check(name)
     chosen_seed = settings.get("seed") or 0
     found = _load(
         data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
@@ -172,12 +174,6 @@ def train(
     if name is not None:
         _store(base, adapter, run, found, store, provenance or {})
     return run
-
-
-def _default_store() -> Store:
-    from onebase.store import Store
-
-    return Store()
 
 
 def _load(data: Any, *, seed: int, **options: Any) -> Data:
