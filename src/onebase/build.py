@@ -72,6 +72,9 @@ def build_adapter(
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
     sites = method.select(list(base.anatomy.sites.values()))
+    refused = next((site for site in sites if site.unsupported), None)
+    if refused is not None:
+        raise UnsupportedError(f"{method.name} needs {refused.name}, which cannot be adapted: {refused.unsupported}")
     init = make_init(base, task, seed, frequent, empty)
     module = method.build(sites, init)
     if not isinstance(module, AdapterModule):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from onebase.anatomy.families import FAMILIES
-from onebase.anatomy.rows import Family, StackRow, SubLayer
-from onebase.core.site import NormInfo, Ref, Site, Stack
-from onebase.errors import UnsupportedError, nearest
+from onebase.anatomy.rows import Family, Projection, StackRow, SubLayer
+from onebase.core.site import NormInfo, Ref, Site, SiteKind, Stack
+from onebase.errors import UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class Anatomy:
         kv_modules: the modules that call the attention function, with their 'kv' site.
         pooling: default way to make one vector of a sequence.
         hidden_size: D.
+        source: 'row' of a family, or 'discovery'.
     """
 
     model_type: str
@@ -33,6 +34,12 @@ class Anatomy:
     kv_modules: tuple[tuple[nn.Module, Site], ...] = field(repr=False)
     pooling: str = "mean"
     hidden_size: int = 0
+    source: Literal["row", "discovery"] = "row"
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Site -> why nothing can be adapted there. A method that needs such a site raises with the reason."""
+        return {name: site.unsupported for name, site in self.sites.items() if site.unsupported}
 
     @property
     def layers(self) -> int:
@@ -48,17 +55,18 @@ def dissect(model: Any) -> Anatomy:
     """Find stacks and sites of a transformers model.
 
     Args:
-        model: any model of a known family, with or without a head.
+        model: any transformers model, with or without a head. A family without a row is discovered.
 
     Raises:
-        UnsupportedError: the family is unknown, or a module its row names is missing.
+        UnsupportedError: discovery finds no stack of layers, or a module that a row names is missing.
     """
     config = model.config
     family = FAMILIES.get(config.model_type)
+    known = family is not None
     if family is None:
-        raise UnsupportedError(
-            f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"
-        )
+        from onebase.anatomy.discovery import discover
+
+        family = discover(model)
     backbone = model.base_model
     prefix = next(name for name, module in model.named_modules(remove_duplicate=False) if module is backbone)
     finder = _Finder(model, prefix)
@@ -75,7 +83,8 @@ def dissect(model: Any) -> Anatomy:
             if core is not None:
                 kv_modules.append((core, site))
     width = _embedding_width(stacks[0])
-    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, width)
+    source = "row" if known else "discovery"
+    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, width, source)
 
 
 def _embedding_width(stack: Stack) -> int:
@@ -121,6 +130,7 @@ class _Finder:
             pooler=pooler,
             layers=tuple(layers.children()),
             layer_dropout=row.layer_dropout,
+            padding=row.padding,
         )
 
 
@@ -142,13 +152,14 @@ def _sites(
             stack.embed,
             width,
             width,
+            unsupported=row.embeddings_refusal or None,
         ),
         None,
     )
     for index, layer in enumerate(stack.layers):
         root = finder.join(stack.path, row.layers, str(index))
         hidden = 0
-        for sub in row.sublayers:
+        for sub in row.by_layer.get(index, row.sublayers):
             for site, core in _sublayer_sites(sub, row.name, index, root, finder, family, config):
                 hidden = site.d_out if site.kind == "exit" else hidden
                 yield site, core
@@ -161,14 +172,14 @@ def _sublayer_sites(
 ) -> Iterator[tuple[Site, nn.Module | None]]:
     at = f"{stack}/{index}/{sub.name}"
     where = (stack, index, sub.name)
-    width = 0
+    width = sub.width
     for part, projection in sub.parts.items():
-        relative, number, of = projection if isinstance(projection, tuple) else (projection, 0, 1)
+        relative = projection if isinstance(projection, str) else projection[0]
         path = finder.join(root, relative)
         module = finder.get(path)
         d_in, d_out = _features(module)
-        span = None if of == 1 else (number * d_out // of, (number + 1) * d_out // of)
-        d_out = d_out // of
+        span = _span(projection, d_out)
+        d_out = d_out if span is None else span[1] - span[0]
         yield Site(f"{at}/{part}", "linear", *where, part, path, module, d_in, d_out, span), None
         width = d_out if part in ("o", "down") else width
     for part, relative in sub.norms.items():
@@ -177,16 +188,30 @@ def _sublayer_sites(
         info = _norm_info(module)
         if info is not None:
             yield Site(f"{at}/{part}", "norm", *where, part, path, module, width, width, norm=info), None
-    residual = Ref(finder.join(root, sub.residual.path), sub.residual.index)
-    path = finder.join(root, sub.exit)
-    yield Site(at, "exit", *where, "exit", path, finder.get(path), width, width, residual=residual), None
-    if sub.core:
-        heads, dim = family.heads(config)
+    for part, reason in sub.refused.items():
+        kind: SiteKind = part if part in ("exit", "kv") else "linear"  # type: ignore[assignment]
+        yield Site(at if part == "exit" else f"{at}/{part}", kind, *where, part, "", None, unsupported=reason), None
+    if "exit" not in sub.refused:
+        residual = Ref(finder.join(root, sub.residual.path), sub.residual.index)
+        path = finder.join(root, sub.exit)
+        yield Site(at, "exit", *where, "exit", path, finder.get(path), width, width, residual=residual), None
+    if sub.core and "kv" not in sub.refused:
+        heads, dim = sub.heads or family.heads(config)
         path = finder.join(root, sub.core)
         core = finder.get(path)
         refusal = family.prefix_refusal(config) or None
         site = Site(f"{at}/kv", "kv", *where, "kv", path, core, heads=heads, head_dim=dim, unsupported=refusal)
         yield site, core
+
+
+def _span(projection: Projection, width: int) -> tuple[int, int] | None:
+    """Return the features of a fused output that a projection names; None for all of them."""
+    if isinstance(projection, str):
+        return None
+    if len(projection) == 2:
+        return projection[1]
+    _, number, of = projection
+    return number * width // of, (number + 1) * width // of
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The vocabulary of a family row: paths and roles, no modelling code.
 
 Paths are relative: a stack's to the backbone, everything in a sub-layer's to its layer. A projection is a module
-path, or (path, i, n) for the i-th of n equal parts of a fused output.
+path, (path, i, n) for the i-th of n equal parts of a fused output, or (path, (start, stop)) for unequal ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from onebase.core.site import Ref
 
-Projection = str | tuple[str, int, int]
+Projection = str | tuple[str, int, int] | tuple[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class SubLayer:
         parts: q, k, v, o, gate, up, down -> projection.
         norms: norm modules of this branch, by part name (norm, post_norm).
         core: the module that calls the attention function ('' for an MLP).
+        heads: (key/value heads, head dim) where they are not the family's.
+        refused: part, 'exit' or 'kv' -> why it cannot be adapted.
+        width: features of the residual, needed where neither o nor down is among the parts.
     """
 
     name: Literal["attention", "cross", "mlp"]
@@ -34,6 +37,9 @@ class SubLayer:
     parts: Mapping[str, Projection]
     norms: Mapping[str, str]
     core: str = ""
+    heads: tuple[int, int] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class StackRow:
         feeds: stack whose cross-attention reads this one.
         pooler: module (from the stack) that reads the first token, '' if there is none.
         layer_dropout: attribute of the layer object with a rate that its own forward applies.
+        by_layer: layer -> its branches, for layers that differ from `sublayers`.
+        embeddings_refusal: why no virtual tokens can be given, or ''.
+        padding: 'left' or 'right' -> why rows cannot be padded on that side.
     """
 
     name: Literal["encoder", "decoder"]
@@ -65,6 +74,9 @@ class StackRow:
     feeds: str = ""
     pooler: str = ""
     layer_dropout: str = ""
+    by_layer: Mapping[int, tuple[SubLayer, ...]] = field(default_factory=dict)
+    embeddings_refusal: str = ""
+    padding: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,19 @@ class Anchor:
         self._refuse_packing(plan, call)
         mask = call.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
+            self._refuse_padding(mask)
             self._repair_positions(call, mask, columns)
         self._insert_prompts(plan, route, call, source)
         self._follow_encoder(plan, call)
         self._locate(plan, call, columns)
         return plan
+
+    def _refuse_padding(self, mask: Tensor) -> None:
+        """Some models answer differently to padded rows, so that no row of a batch would equal itself alone."""
+        for side, column in (("left", 0), ("right", -1)):
+            reason = self.stack.padding.get(side)
+            if reason and not bool(mask[:, column].all()):
+                raise UnsupportedError(f"this base cannot take rows padded on the {side}: {reason}")
 
     def _refuse_packing(self, plan: Plan, call: dict[str, Any]) -> None:
         """Packed rows hold several sequences: a route per row cannot be right for prompts and prefixes."""

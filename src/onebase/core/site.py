@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -116,6 +117,7 @@ class Stack:
         pooler: module that reads the first token inside the stack, or None.
         layers: the layer modules, for gradient checkpointing.
         layer_dropout: attribute of a layer object that holds a dropout rate it applies itself, or ''.
+        padding: 'left' or 'right' -> why rows cannot be padded on that side.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Stack:
     pooler: nn.Module | None = field(repr=False, default=None)
     layers: tuple[nn.Module, ...] = field(repr=False, default=())
     layer_dropout: str = ""
+    padding: Mapping[str, str] = field(default_factory=dict)
 
 
 def standardize(x: Tensor, norm: NormInfo) -> Tensor:

@@ -1,0 +1,362 @@
+"""Stacks of an unknown model: who reads the tokens, which list holds the layers, how positions and padding behave."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebase.anatomy.discovery_probe import DECODED, ROWS, TOKENS, Probe, first
+from onebase.anatomy.discovery_trace import Call, Trace
+from onebase.errors import UnsupportedError
+
+
+@dataclass
+class FoundStack:
+    """One stack as it was found.
+
+    Attributes:
+        path: of the module that reads the tokens, from the model's root.
+        layers: path of the layer list, from the stack.
+        calls: one call of each layer, in order.
+        embed: path of the token embedding, from the stack.
+        states: encoder states that the stack reads, or None.
+        refused: site part -> why it cannot serve.
+        padding: 'left' or 'right' -> why rows cannot be padded there.
+    """
+
+    path: str
+    module: nn.Module
+    call: Call
+    layers: str
+    calls: list[Call]
+    name: str = ""
+    embed: str = ""
+    states: Tensor | None = None
+    causal: bool = False
+    position_start: int | None = None
+    position_limit: int | None = None
+    pooler: str = ""
+    feeds: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
+    padding: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the arguments of the stack's forward."""
+        return set(inspect.signature(self.module.forward).parameters)
+
+    def at(self, index: int) -> str:
+        """Path of a layer."""
+        return self.calls[index].path
+
+
+def find_stacks(probe: Probe, trace: Trace) -> list[FoundStack]:
+    """Find the stacks in the order they run.
+
+    Raises:
+        UnsupportedError: there is no list of layers, or more than an encoder and a decoder.
+    """
+    found: dict[str, FoundStack] = {}
+    for path, calls in _layer_lists(probe, trace):
+        owner = _reader(trace, path)
+        if owner is None:
+            raise UnsupportedError(f"no module around {path} takes input_ids")
+        if owner.path in found:
+            raise UnsupportedError(f"{owner.path or 'the model'} has several lists of layers: {path} too")
+        inside = path[len(owner.path) :].lstrip(".")
+        found[owner.path] = FoundStack(owner.path, owner.module, owner, inside, calls)
+    stacks = sorted(found.values(), key=lambda stack: stack.call.start)
+    if not stacks:
+        raise UnsupportedError(
+            "no list of layers: a list whose members each run once and hand on states of (rows, tokens, width)"
+        )
+    if len(stacks) > 2:
+        raise UnsupportedError(
+            f"{len(stacks)} stacks ({', '.join(s.path for s in stacks)}): at most two are understood"
+        )
+    for stack in stacks:
+        stack.embed = _embedding(stack, trace)
+    if len(stacks) == 2:
+        _join(stacks[0], stacks[1], trace)
+    for stack in stacks:
+        _examine(stack, probe, trace)
+    if len(stacks) == 2:
+        stacks[0].name, stacks[1].name = "encoder", "decoder"
+    else:
+        stacks[0].name = "decoder" if stacks[0].causal else "encoder"
+    return stacks
+
+
+def hidden(call: Call) -> tuple[int, int, int] | None:
+    """Return the shape of the states that a layer takes and gives, or None where it does neither."""
+    if not call.inputs or call.output is None or len(call.shape) != 3 or call.shape[0] != ROWS:
+        return None
+    return call.shape if call.shapes.get(call.inputs[0][1]) == call.shape else None  # type: ignore[return-value]
+
+
+def _layer_lists(probe: Probe, trace: Trace) -> list[tuple[str, list[Call]]]:
+    """Return (path, calls) of the outermost lists whose members are layers."""
+    found: list[tuple[str, list[Call]]] = []
+    for path, module in probe.model.named_modules():
+        if not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        if any(path.startswith(f"{outer}.") for outer, _ in found):
+            continue
+        calls = [trace.by_path[f"{path}.{name}"] for name, _ in module.named_children()]
+        if any(len(c) != 1 for c in calls) or not any(is_matrix(m) for m in module.modules()):
+            continue
+        single = [c[0] for c in calls]
+        ordered = all(a.end <= b.start for a, b in pairwise(single))
+        if ordered and all(hidden(call) is not None for call in single):
+            found.append((path, single))
+    return found
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a module is one linear map: torch's Linear, a quantized linear, or transformers' Conv1D."""
+    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return (sized or (hasattr(module, "nx") and hasattr(module, "nf"))) and not any(True for _ in module.children())
+
+
+def _reader(trace: Trace, path: str) -> Call | None:
+    """Return the call of the innermost module around `path` that takes token ids."""
+    parts = path.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        calls = trace.by_path.get(".".join(parts[:depth]), [])
+        if len(calls) == 1 and "input_ids" in inspect.signature(calls[0].module.forward).parameters:
+            return calls[0]
+    return None
+
+
+def _embedding(stack: FoundStack, trace: Trace) -> str:
+    """Return the path of the module that turns exactly the token ids into vectors."""
+    for call in trace.calls:
+        inside = call.path.startswith(f"{stack.path}.") or not stack.path
+        weight = getattr(call.module, "weight", None)
+        if not inside or call.start > stack.calls[0].start or not isinstance(weight, Tensor) or weight.dim() != 2:
+            continue
+        if call.inputs and not any(True for _ in call.module.children()) and not is_matrix(call.module):
+            ids = trace.tensors[call.inputs[0][1]]
+            if (
+                ids.dtype == torch.long
+                and ids.shape == (ROWS, _columns(stack))
+                and len(call.shape) == 3
+                and _varied(ids)
+            ):
+                return call.path[len(stack.path) :].lstrip(".")
+    raise UnsupportedError(f"{stack.path or 'the model'} has no module that embeds the token ids")
+
+
+def _columns(stack: FoundStack) -> int:
+    return stack.calls[0].shape[1]
+
+
+def _varied(ids: Tensor) -> bool:
+    """Token ids differ from row to row; positions and token types do not."""
+    return not torch.equal(ids[0], ids[1])
+
+
+def _join(encoder: FoundStack, decoder: FoundStack, trace: Trace) -> None:
+    """Check that the second stack reads the first one's states."""
+    key = decoder.call.kwargs.get("encoder_hidden_states")
+    if key is None or encoder.call.output is None or trace.origin(key) != trace.origin(encoder.call.output):
+        raise UnsupportedError(f"{decoder.path} does not read the states of {encoder.path} as encoder_hidden_states")
+    encoder.feeds, decoder.states = "decoder", trace.tensors[key]
+
+
+# -- how a stack behaves, by numbers ---------------------------------------------------------------------------------
+
+
+def states_of(probe: Probe, stack: FoundStack, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
+    """Run a stack by itself and return its last hidden states (B, T, D)."""
+    call: dict[str, Any] = {"input_ids": ids, **more}
+    if "attention_mask" in stack.names:
+        call["attention_mask"] = (
+            torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device) if mask is None else mask
+        )
+    if stack.states is not None:
+        call["encoder_hidden_states"] = stack.states[: len(ids)]
+    if "use_cache" in stack.names:
+        call["use_cache"] = False
+    with torch.no_grad():
+        output = probe.call({k: v for k, v in call.items() if v is not None}, stack.module)
+    return first(output) if isinstance(output, tuple) else output.last_hidden_state
+
+
+def _ids(probe: Probe, stack: FoundStack) -> Tensor:
+    return probe.ids if _columns(stack) == TOKENS else probe.decoder_ids[:, :DECODED]
+
+
+def _examine(stack: FoundStack, probe: Probe, trace: Trace) -> None:
+    ids = _ids(probe, stack)
+    plain = states_of(probe, stack, ids)
+    if stack.call.output is None or not probe.equal(plain, trace.tensors[stack.call.output]):
+        raise UnsupportedError(f"{stack.path or 'the model'} answers differently when it is called by itself")
+    changed = ids.clone()
+    changed[-1] = ids[0]
+    if not probe.equal(states_of(probe, stack, changed)[:-1], plain[:-1]):
+        raise UnsupportedError(f"{stack.path or 'the model'}: a row's states depend on the other rows of the batch")
+    changed = ids.clone()
+    changed[:, -1] = ids[:, 0]
+    stack.causal = probe.equal(states_of(probe, stack, changed)[:, :-1], plain[:, :-1])
+    _positions(stack, probe, trace, plain)
+    _embeddings(stack, probe, plain)
+    for side in ("right", "left"):
+        reason = _padding(stack, probe, side)
+        if reason:
+            stack.padding[side] = reason
+    stack.pooler = _pooler(stack, trace)
+
+
+def _positions(stack: FoundStack, probe: Probe, trace: Trace, plain: Tensor) -> None:
+    """Find the first position id, and how many positions a learned table holds."""
+    if "position_ids" not in stack.names:
+        return
+    ids = _ids(probe, stack)
+    count = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    pad = getattr(probe.model.config, "pad_token_id", None)
+    starts: list[int] = [0, *([pad + 1] if isinstance(pad, int) else []), 1, 2]
+    start = next((s for s in starts if _same_at(stack, probe, ids, count + s, plain)), None)
+    if start is None:
+        stack.padding["left"] = "its position ids do not count tokens from a fixed start"
+        return
+    moved = count.clone()
+    moved[:, -1] += 3
+    if _same_at(stack, probe, ids, moved + start, plain):
+        return  # taken, and not used
+    stack.position_start = start
+    table = _table(stack, trace, count[0] + start)
+    if table is not None:
+        stack.position_limit = _longest(table) - start
+
+
+def _same_at(stack: FoundStack, probe: Probe, ids: Tensor, positions: Tensor, plain: Tensor) -> bool:
+    try:
+        return probe.equal(states_of(probe, stack, ids, position_ids=positions), plain)
+    except UnsupportedError:
+        return False
+
+
+def _table(stack: FoundStack, trace: Trace, expected: Tensor) -> Call | None:
+    """Return the call of the embedding that was given the position ids."""
+    for call in trace.calls:
+        if not (call.path.startswith(f"{stack.path}.") or not stack.path) or not isinstance(call.module, nn.Embedding):
+            continue
+        for key in [*(key for _, key in call.inputs), *call.kwargs.values()]:
+            ids = trace.tensors[key]
+            if ids.dtype == torch.long and ids.shape[-1:] == expected.shape and bool((ids == expected).all()):
+                return call
+    return None
+
+
+def _longest(table: Call) -> int:
+    """Return the number of position ids (from 0) that a table answers, tried on a copy in main memory."""
+    module = copy.deepcopy(table.module).cpu()
+    own = "position_ids" in table.kwargs  # OPT's takes the mask first
+    for last in range(int(module.weight.shape[0]) - 1, -1, -1):  # type: ignore[union-attr,arg-type]
+        position = torch.tensor([[last]])
+        try:
+            with torch.no_grad():
+                module(torch.ones_like(position), 0, position_ids=position) if own else module(position)
+        except IndexError:
+            continue
+        return last + 1
+    return 0
+
+
+def _embeddings(stack: FoundStack, probe: Probe, plain: Tensor) -> None:
+    """Check that virtual tokens can be given: the stack answers alike to ids and to their embeddings."""
+    ids = _ids(probe, stack)
+    if "inputs_embeds" not in stack.names:
+        stack.refused["embeddings"] = f"{type(stack.module).__name__} takes no inputs_embeds"
+        return
+    embed = stack.module.get_submodule(stack.embed)
+    try:
+        with torch.no_grad():
+            vectors = embed(ids)
+        found = states_of(probe, stack, ids, inputs_embeds=vectors, input_ids=None)
+    except UnsupportedError as error:
+        stack.refused["embeddings"] = str(error)
+        return
+    if not probe.equal(found, plain):
+        stack.refused["embeddings"] = f"the output of {stack.embed} given as inputs_embeds is not read as the ids are"
+
+
+def _padding(stack: FoundStack, probe: Probe, side: str) -> str:
+    """Return '' where padded rows give what they give alone, else what goes wrong."""
+    if side in stack.padding:
+        return stack.padding[side]
+    if "attention_mask" not in stack.names:
+        return f"{type(stack.module).__name__} takes no attention_mask"
+    ids = _ids(probe, stack)[:2]
+    columns = ids.shape[1]
+    short = columns - 3
+    alone = states_of(probe, stack, ids[:1, :short])[0]
+    mask = torch.ones_like(ids)
+    padded = ids.clone()
+    place = slice(0, short) if side == "right" else slice(columns - short, columns)
+    mask[0], padded[0] = 0, ids[1, 0]
+    mask[0, place], padded[0, place] = 1, ids[0, :short]
+    more: dict[str, Any] = {}
+    if side == "left" and stack.position_start is not None:
+        more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + stack.position_start
+    try:
+        found = states_of(probe, stack, padded, mask, **more)[0, place]
+    except UnsupportedError as error:
+        return str(error)
+    gap = probe.gap(found, alone)
+    return (
+        ""
+        if gap <= probe.tolerance
+        else f"a row padded on the {side} changes by {gap:.1g}, relative to its largest state"
+    )
+
+
+def _pooler(stack: FoundStack, trace: Trace) -> str:
+    """Return the child that reads one vector per row out of the states, inside the stack."""
+    for name, _ in stack.module.named_children():
+        path = f"{stack.path}.{name}".lstrip(".")
+        for call in trace.by_path.get(path, []):
+            if call.start >= stack.calls[-1].end and call.inputs and len(call.shape) == 2:
+                shape = call.shapes.get(call.inputs[0][1])
+                if shape is not None and len(shape) == 3 and shape[:2] == (ROWS, _columns(stack)):
+                    return name
+    return ""
+
+
+def layer_rates(probe: Probe, stack: FoundStack) -> str:
+    """Return the attribute of the layer objects with a dropout rate that their own forward applies, '' for none.
+
+    Raises:
+        UnsupportedError: several attributes are applied, or the cause of the randomness is not found.
+    """
+    layers = [call.module for call in stack.calls]
+    ids = _ids(probe, stack)
+    plain = states_of(probe, stack, ids)
+
+    def random_with(zeroed: list[str]) -> bool:
+        before = [(layer, name, getattr(layer, name)) for layer in layers for name in zeroed if hasattr(layer, name)]
+        try:
+            for layer in layers:
+                layer.training = True
+            for layer, name, _ in before:
+                setattr(layer, name, 0.0)
+            return not probe.equal(states_of(probe, stack, ids), plain)
+        finally:
+            for layer, name, value in before:
+                setattr(layer, name, value)
+            for layer in layers:
+                layer.training = False
+
+    with torch.random.fork_rng(devices=[]):
+        if not random_with([]):
+            return ""
+        rates = {n for layer in layers for n, v in vars(layer).items() if isinstance(v, float) and 0 < v < 1}
+        single = [name for name in sorted(rates) if not random_with([name])]
+    return single[0] if single else ""
