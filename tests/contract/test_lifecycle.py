@@ -5,7 +5,7 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
-from families import FAMILIES, WRITERS, make
+from families import CASES, FAMILIES, make
 from methods import every, variants
 
 from onebase.base import Base
@@ -50,7 +50,7 @@ def test_close_leaves_the_base_as_it_was(family, tokenizer):
     base.gradient_checkpointing(True)
     out = checks.call_rows(base, checks.draw([*names, None]), "right")
     sum(o.sum() for o in out).backward()
-    if family in WRITERS:
+    if CASES[family].writes:
         base.generate([[5, 6, 7], [8, 9]], adapter=[names[0], names[-1]], max_new_tokens=2, return_ids=True)
     with base.use(names[0]):
         base.model(**call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
-from families import ATTENTION, FAMILIES, make
+from families import ATTENTION, FAMILIES, NAMES, make, pairs
 from methods import every
 from transformers import DynamicCache
 
@@ -101,8 +101,7 @@ def test_lora_is_a_change_of_weights(family, name, tokenizer):
         assert checks.gap(found, checks.call_alone(base, row, None)) > checks.VISIBLE
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attention"), pairs(NAMES))
 def test_a_prompt_of_real_tokens_is_those_tokens(family, attention, tokenizer):
     """Virtual tokens that are embeddings of words answer as the base does with these words before the text."""
     words = torch.tensor([7, 12, 9])

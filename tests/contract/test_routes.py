@@ -5,7 +5,7 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
-from families import CASES, FAMILIES, WRITERS, make
+from families import CASES, FAMILIES, listed, make
 from methods import every
 
 from onebase.base import Base
@@ -96,7 +96,7 @@ def test_packing_with_prefixes_prompts_or_lists_raises(family, tokenizer):
                 assert checks.gap(out[4 * i : 4 * i + 4], checks.call_alone(base, piece, name)) <= checks.LOGITS
 
 
-@pytest.mark.parametrize("family", PROMPTED)
+@pytest.mark.parametrize("family", listed(PROMPTED))
 def test_too_many_positions_raise_with_the_numbers(family, tokenizer):
     """Text and virtual tokens together must fit the learned positions; exactly fitting is fine."""
     with Base(make(family), tokenizer) as base, torch.no_grad():
@@ -108,7 +108,7 @@ def test_too_many_positions_raise_with_the_numbers(family, tokenizer):
         assert checks.call_alone(base, ids[0, 1:], "a").shape[0] == limit - 4
 
 
-@pytest.mark.parametrize("family", [name for name in PROMPTED if name in WRITERS])
+@pytest.mark.parametrize("family", listed(name for name in PROMPTED if CASES[name].writes))
 def test_generating_beyond_the_positions_raises_with_the_numbers(family, tokenizer):
     """A step of generation that has no position left says so."""
     with Base(make(family), tokenizer) as base:
