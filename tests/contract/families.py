@@ -310,7 +310,10 @@ def make(family: str, attention: str = "", seed: int = 0) -> Any:
     """
     torch.manual_seed(seed)
     model = CASES[family].build()
-    model.set_attn_implementation(attention or CASES[family].attention[-1])
+    attention = attention or CASES[family].attention[-1]
+    model.set_attn_implementation(attention)
+    # transformers ignores the request for families off its attention interface; Falcon reads the config in its forward
+    model.config._attn_implementation = attention
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
