@@ -74,7 +74,7 @@ def build_adapter(
     sites = method.select(list(base.anatomy.sites.values()))
     refused = next((site for site in sites if site.unsupported), None)
     if refused is not None:
-        raise UnsupportedError(f"{method.name} needs {refused.name}, which cannot be adapted: {refused.unsupported}")
+        raise UnsupportedError(f"{method.name} at {refused.name}: {refused.unsupported}")
     init = make_init(base, task, seed, frequent, empty)
     module = method.build(sites, init)
     if not isinstance(module, AdapterModule):
@@ -104,7 +104,7 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
 
     def embed(text: str) -> Tensor:
         ids = [] if empty else text_ids(base, text)
-        return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.hidden_size)
+        return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.stacks[0].width)
 
     def common(count: int) -> list[int]:
         return list(frequent[:count]) if frequent else vocabulary(base)[:count]

@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from onebase.anatomy.discovery_parts import Branches, Part, PartFinder, cut_pass, settle_gates
+from onebase.anatomy.discovery_positions import find_padding, find_positions, find_rates
 from onebase.anatomy.discovery_probe import Probe
 from onebase.anatomy.discovery_proof import holding, prove_rows, prove_sums, roles_of
 from onebase.anatomy.discovery_residual import Branch, Layer, LayerReader
-from onebase.anatomy.discovery_stack import FoundStack, find_stacks, layer_rates
+from onebase.anatomy.discovery_stack import FoundStack, find_stacks
 from onebase.anatomy.discovery_trace import Trace
 from onebase.anatomy.rows import Family, Projection, StackRow, SubLayer
+from onebase.anatomy.rows import Part as Features
 from onebase.core.site import Ref
 from onebase.errors import UnsupportedError
 
@@ -58,6 +62,8 @@ def _all(row: StackRow) -> list[tuple[SubLayer, ...]]:
 
 def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
     """Return the row of one stack."""
+    find_positions(stack, probe, trace)
+    stack.padding = find_padding(stack, probe)
     layers: dict[int, Layer] = {}
     failed: dict[int, str] = {}
     for index, call in enumerate(stack.calls):
@@ -76,7 +82,7 @@ def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
     found = _sublayers(probe, trace, stack, layers)
     for index, reason in failed.items():
         found[index] = _refused_layer(stack.at(index), reason)
-    common = max(found.values(), key=list(found.values()).count)
+    common = max(found.values(), key=lambda subs: sum(same(subs, other) for other in found.values()))
     prefix = probe.prefix
     return StackRow(
         name=stack.name,  # type: ignore[arg-type]
@@ -84,16 +90,25 @@ def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
         layers=stack.layers,
         embed=stack.embed,
         sublayers=common,
-        by_layer={index: subs for index, subs in sorted(found.items()) if subs != common},
+        by_layer={index: subs for index, subs in sorted(found.items()) if not same(subs, common)},
         causal=stack.causal,
         position_start=stack.position_start,
         position_limit=stack.position_limit,
         feeds=stack.feeds,
         pooler=stack.pooler,
-        layer_dropout=layer_rates(probe, stack),
+        layer_dropout=find_rates(stack, probe),
+        hidden=stack.hidden,
+        position_module=stack.position_module,
+        position_offset=stack.position_offset,
+        pooler_reads=stack.pooler_reads,
         embeddings_refusal=stack.refused.get("embeddings", ""),
         padding=stack.padding,
     )
+
+
+def same(one: tuple[SubLayer, ...], other: tuple[SubLayer, ...]) -> bool:
+    """Whether two layers have the same branches; tensors of feature numbers are compared by value."""
+    return str(one) == str(other)
 
 
 def _inside(path: str, root: str) -> str:
@@ -152,12 +167,14 @@ def _sublayer(
     parts: dict[str, Projection] = {}
     for name, part in found.parts.items():
         reason = mixed.get(part.path) or ("" if part.path.startswith(f"{layer.path}.") else "it lies outside the layer")
-        projection = _projection(probe, layer, part)
-        if reason or projection is None:
-            refused[name] = f"{part.path}: {reason or 'its features lie apart in a fused output'}"
+        if reason:
+            refused[name] = f"{part.path}: {reason}"
         else:
-            parts[name] = projection
-    wanted = {"norm": branch.norm, "post_norm": branch.post}
+            parts[name] = _projection(probe, layer, part)
+    if branch.norm:
+        wanted = {"norm": branch.norm, "post_norm": branch.post, **found.norms}
+    else:
+        wanted = {"norm": branch.post, **found.norms}
     kept = {name: path for name, path in wanted.items() if path and path not in norms and path not in mixed}
     norms |= set(kept.values())
     total = next(s for s in layer.sums if branch in s.branches)
@@ -185,19 +202,19 @@ def _ordered(parts: Mapping[str, Projection]) -> dict[str, Projection]:
     return {name: parts[name] for name in (*known, *parts) if name in parts}
 
 
-def _projection(probe: Probe, layer: Layer, part: Part) -> Projection | None:
-    """Return a part in the vocabulary of rows, None where that has no word for it."""
+def _projection(probe: Probe, layer: Layer, part: Part) -> Projection:
+    """Return a part in the vocabulary of rows."""
     path = _inside(part.path, layer.path)
     if part.features is None:
         return path
     start, stop = part.features[0], part.features[-1] + 1
     if part.features != tuple(range(start, stop)):
-        return None
+        return Features(path, torch.tensor(part.features))
     module: Any = probe.model.get_submodule(part.path)
     width, size = int(getattr(module, "out_features", 0) or module.nf), stop - start
     if width % size == 0 and start % size == 0:
         return (path, start // size, width // size)
-    return (path, (start, stop))
+    return Features(path, (start, stop))
 
 
 def _refused_layer(path: str, reason: str) -> tuple[SubLayer, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -51,12 +52,14 @@ class Branches:
         refused: name -> why it is no site.
         core: the module that calls the attention function, '' if there is none.
         heads: (key/value heads, head dim) that reach the attention function.
+        norms: q_norm and k_norm, where they normalise all of q or k at once.
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     core: str = ""
     heads: tuple[int, int] = (0, 0)
+    norms: dict[str, str] = field(default_factory=dict)
 
 
 class Products(TorchFunctionMode):
@@ -70,7 +73,7 @@ class Products(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         kind = "matmul" if func in MATMULS else "softmax" if func in SOFTMAXES else ""
         if kind and isinstance(out, Tensor):
-            self.steps.append((kind, tuple(a for a in args if isinstance(a, Tensor)), out))
+            self.steps.append((kind, tuple(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)), out))
         return out
 
 
@@ -98,14 +101,14 @@ def cut_pass(probe: Probe, trace: Trace, layers: Sequence[Layer]) -> Leaves:
             leaf = output.detach().clone().requires_grad_()
             source = args[0] if args else next(iter(kwargs.values()))
             linears[path] = Linear(path, module, leaf, source)
-            return leaf
+            return leaf.clone()  # a layer may write into what it gets, and nobody may write into a leaf
 
         return hook
 
     def exit(path: str) -> Any:
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
             exits[path] = first(output)
-            return cut(output, exits[path].detach().clone().requires_grad_())
+            return cut(output, exits[path].detach().requires_grad_().clone())
 
         return hook
 
@@ -155,9 +158,19 @@ class PartFinder:
                 continue
             if call.path in self.leaves.linears:
                 linears.append(self.leaves.linears[call.path])
-            elif owns_matrix(call.module):
+            elif (is_matrix(call.module) or owns_matrix(call.module)) and call.path not in others:
                 others.append(call.path)
-        return linears, others
+        return linears, others + self._unused(branch)
+
+    def _unused(self, branch: Branch) -> list[str]:
+        """Return the linears that the pass did not call, next to what this branch leaves."""
+        found = []
+        for name, module in self.probe.model.get_submodule(self.layer.path).named_modules():
+            path = f"{self.layer.path}.{name}"
+            if is_matrix(module) and not self.trace.by_path.get(path):
+                nearest = max(self.layer.branches, key=lambda b: _shared(b.exit, path))
+                found += [path] if nearest is branch else []
+        return found
 
     def _within(self, key: Any, keys: set[Any]) -> bool:
         return key in keys or self.trace.origin(key) in keys
@@ -184,15 +197,28 @@ class PartFinder:
                 f"{len(seen)} calls of the attention function belong to this branch" if seen else _outside(branch)
             )
             values = self._by_products(linears)
-        self._output(found, branch, linears, "o")
+        self._output(found, branch, linears, others, "o")
         for part in ATTENTION:
             self._projection(found, part, values.get(part), linears)
+        self._norms(found, branch)
         shared = _overlap(found)
         for part in shared:
             del found.parts[part]
             found.refused[part] = f"{' and '.join(shared)} are the same features of one linear map"
         self._rest(found, linears, others)
         return found
+
+    def _norms(self, found: Branches, branch: Branch) -> None:
+        """Find norms of all of q or k; norms of single heads are no sites."""
+        for part in ("q", "k"):
+            whole = found.parts.get(part)
+            if whole is None or whole.features is not None:
+                continue
+            call = self.trace.only(whole.path)
+            made = () if call.output is None else (self.trace.origin(call.output),)
+            for path, source in self.layer.norms.values():
+                if self.trace.origin(source) in made and call.shape == self.trace.only(path).shape:
+                    found.norms[f"{part}_norm"] = path
 
     def _ours(self, path: str, linears: Sequence[Linear], attended: Attended) -> bool:
         return bool(self.sources(attended.query, linears) or self.sources(attended.value, linears))
@@ -205,12 +231,12 @@ class PartFinder:
             return {}
         before = [s for s in steps[: mine[0]] if s[0] == "matmul" and self.sources(s[2], linears)]
         after = [s for s in steps[mine[0] :] if s[0] == "matmul" and self.sources(s[2], linears)]
-        if not before or not after:
-            return {}
-        scores, context = before[0][1][-2:], after[0][1][-1]
-        return {"q": scores[0], "k": scores[1], "v": context}
+        found = dict(zip("qk", before[0][1][-2:])) if before else {}
+        return {**found, "v": after[0][1][-1]} if after else found
 
-    def _output(self, found: Branches, branch: Branch, linears: Sequence[Linear], part: str) -> None:
+    def _output(
+        self, found: Branches, branch: Branch, linears: Sequence[Linear], others: Sequence[str], part: str
+    ) -> None:
         """Name the linear that the branch's exit is computed from directly."""
         value = self.leaves.exits.get(branch.exit)
         last = [linear for linear, _ in self.sources(value, linears)] if value is not None else []
@@ -220,6 +246,8 @@ class PartFinder:
             found.parts[part] = Part(last[0].path)
         elif value is None:
             found.refused[part] = branch.refused or "the end of the branch is no module's output"
+        elif others:
+            found.refused[part] = self._why(max(others, key=self._size))
         else:
             found.refused[part] = f"the branch ends in {len(last)} linear maps, not in one"
 
@@ -239,7 +267,7 @@ class PartFinder:
         """Name down and its sources; `gate` and `up` are told apart by `settle_gates`."""
         found = Branches()
         linears, others = self.inside(branch)
-        self._output(found, branch, linears, "down")
+        self._output(found, branch, linears, others, "down")
         down = found.parts.get("down")
         if down is not None:
             rest = [linear for linear in linears if linear.path != down.path]
@@ -263,28 +291,33 @@ class PartFinder:
             known = used.get(part.path, [])
             used[part.path] = None if part.features is None or known is None else [*known, *part.features]
         for linear in linears:
-            name = _leaf_name(linear.path)
             have = used.get(linear.path, [])
             width = linear.leaf.shape[-1]
             if have is None or len(have) == width:
                 continue
             left = tuple(i for i in range(width) if i not in set(have))
-            name = self._free(found, f"{name}_rest" if have else name)
+            name = self._free(found, f"{linear.path}_rest" if have else linear.path)
             found.parts[name] = Part(linear.path, left if have else None)
         for path in others:
-            module = self.probe.model.get_submodule(path)
-            shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in module.named_parameters(recurse=False))
-            found.refused[self._free(found, _leaf_name(path))] = (
-                f"{type(module).__name__} computes with tensors of its own ({shapes}), which no module hook reaches"
-            )
+            found.refused[self._free(found, path)] = self._why(path)
 
-    def _free(self, found: Branches, name: str) -> str:
-        taken = {*found.parts, *found.refused, *ATTENTION, *MLP, "o", "down", "norm", "post_norm", "kv"}
-        number = 2
-        unique = name
-        while unique in taken:
-            unique, number = f"{name}_{number}", number + 1
-        return unique
+    def _why(self, path: str) -> str:
+        """Say why a module with a matrix is no site."""
+        module = self.probe.model.get_submodule(path)
+        if is_matrix(module):
+            return f"{path} runs {len(self.trace.by_path.get(path, []))} times in one pass: expected once"
+        shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
+        return f"{type(module).__name__} computes with tensors of its own ({shapes}), which no module hook reaches"
+
+    def _size(self, path: str) -> int:
+        return sum(p.numel() for p in self.probe.model.get_submodule(path).parameters())
+
+    def _free(self, found: Branches, path: str) -> str:
+        """Return a name for a module that plays no part: its own, with its parents' where that is taken."""
+        names = path[len(self.layer.path) + 1 :].split(".")
+        taken = {*found.parts, *found.refused, *ATTENTION, *MLP, "o", "down", "norm", "post_norm", "kv", "exit"}
+        tails = ("_".join(names[-count:]) for count in range(1, len(names) + 1))
+        return next((tail for tail in tails if tail not in taken), "_".join([*names, str(len(taken))]))
 
 
 def owns_matrix(module: nn.Module) -> bool:
@@ -292,6 +325,12 @@ def owns_matrix(module: nn.Module) -> bool:
     if is_matrix(module) or isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d):
         return False
     return any(p.dim() in (2, 3) and min(p.shape) > 1 for p in module.parameters(recurse=False))
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many names two paths share from the root on."""
+    pairs = zip(one.split("."), other.split("."))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _outside(branch: Branch) -> str:

@@ -24,8 +24,8 @@ def exits(layer: Layer) -> list[Ref]:
 
 
 def constant(value: Tensor) -> Edit:
-    """Return an edit that puts `value` whatever comes."""
-    return lambda _: value
+    """Return an edit that puts `value` whatever comes; a copy, because a layer may go on to write into it."""
+    return lambda _: value.clone()
 
 
 def added(value: Tensor) -> Edit:

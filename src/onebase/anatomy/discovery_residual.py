@@ -66,6 +66,7 @@ class Layer:
     call: Call
     start: list[Norm | Scale]
     sums: list[Sum]
+    norms: dict[Key, tuple[str, Key]]  # output of every norm -> its path, its input
 
     @property
     def branches(self) -> list[Branch]:
@@ -129,7 +130,7 @@ class LayerReader:
                 f"{self.call.path}: the output is no sum of the input and what its branches add, so there is no "
                 "residual to work on"
             )
-        layer = Layer(self.call.path, self.call, [], [])
+        layer = Layer(self.call.path, self.call, [], [], self.norms)
         for step in steps:
             if isinstance(step, Sum):
                 layer.sums.append(step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -41,7 +40,11 @@ class FoundStack:
     causal: bool = False
     position_start: int | None = None
     position_limit: int | None = None
+    position_module: str = ""
+    position_offset: int = 0
+    hidden: int = 0
     pooler: str = ""
+    pooler_reads: str = ""
     feeds: str = ""
     refused: dict[str, str] = field(default_factory=dict)
     padding: dict[str, str] = field(default_factory=dict)
@@ -189,12 +192,12 @@ def states_of(probe: Probe, stack: FoundStack, ids: Tensor, mask: Tensor | None 
     return first(output) if isinstance(output, tuple) else output.last_hidden_state
 
 
-def _ids(probe: Probe, stack: FoundStack) -> Tensor:
+def ids_of(probe: Probe, stack: FoundStack) -> Tensor:
     return probe.ids if _columns(stack) == TOKENS else probe.decoder_ids[:, :DECODED]
 
 
 def _examine(stack: FoundStack, probe: Probe, trace: Trace) -> None:
-    ids = _ids(probe, stack)
+    ids = ids_of(probe, stack)
     plain = states_of(probe, stack, ids)
     if stack.call.output is None or not probe.equal(plain, trace.tensors[stack.call.output]):
         raise UnsupportedError(f"{stack.path or 'the model'} answers differently when it is called by itself")
@@ -205,74 +208,14 @@ def _examine(stack: FoundStack, probe: Probe, trace: Trace) -> None:
     changed = ids.clone()
     changed[:, -1] = ids[:, 0]
     stack.causal = probe.equal(states_of(probe, stack, changed)[:, :-1], plain[:, :-1])
-    _positions(stack, probe, trace, plain)
+    stack.hidden = plain.shape[-1]
     _embeddings(stack, probe, plain)
-    for side in ("right", "left"):
-        reason = _padding(stack, probe, side)
-        if reason:
-            stack.padding[side] = reason
-    stack.pooler = _pooler(stack, trace)
-
-
-def _positions(stack: FoundStack, probe: Probe, trace: Trace, plain: Tensor) -> None:
-    """Find the first position id, and how many positions a learned table holds."""
-    if "position_ids" not in stack.names:
-        return
-    ids = _ids(probe, stack)
-    count = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    pad = getattr(probe.model.config, "pad_token_id", None)
-    starts: list[int] = [0, *([pad + 1] if isinstance(pad, int) else []), 1, 2]
-    start = next((s for s in starts if _same_at(stack, probe, ids, count + s, plain)), None)
-    if start is None:
-        stack.padding["left"] = "its position ids do not count tokens from a fixed start"
-        return
-    moved = count.clone()
-    moved[:, -1] += 3
-    if _same_at(stack, probe, ids, moved + start, plain):
-        return  # taken, and not used
-    stack.position_start = start
-    table = _table(stack, trace, count[0] + start)
-    if table is not None:
-        stack.position_limit = _longest(table) - start
-
-
-def _same_at(stack: FoundStack, probe: Probe, ids: Tensor, positions: Tensor, plain: Tensor) -> bool:
-    try:
-        return probe.equal(states_of(probe, stack, ids, position_ids=positions), plain)
-    except UnsupportedError:
-        return False
-
-
-def _table(stack: FoundStack, trace: Trace, expected: Tensor) -> Call | None:
-    """Return the call of the embedding that was given the position ids."""
-    for call in trace.calls:
-        if not (call.path.startswith(f"{stack.path}.") or not stack.path) or not isinstance(call.module, nn.Embedding):
-            continue
-        for key in [*(key for _, key in call.inputs), *call.kwargs.values()]:
-            ids = trace.tensors[key]
-            if ids.dtype == torch.long and ids.shape[-1:] == expected.shape and bool((ids == expected).all()):
-                return call
-    return None
-
-
-def _longest(table: Call) -> int:
-    """Return the number of position ids (from 0) that a table answers, tried on a copy in main memory."""
-    module = copy.deepcopy(table.module).cpu()
-    own = "position_ids" in table.kwargs  # OPT's takes the mask first
-    for last in range(int(module.weight.shape[0]) - 1, -1, -1):  # type: ignore[union-attr,arg-type]
-        position = torch.tensor([[last]])
-        try:
-            with torch.no_grad():
-                module(torch.ones_like(position), 0, position_ids=position) if own else module(position)
-        except IndexError:
-            continue
-        return last + 1
-    return 0
+    _pooler(stack, trace)
 
 
 def _embeddings(stack: FoundStack, probe: Probe, plain: Tensor) -> None:
     """Check that virtual tokens can be given: the stack answers alike to ids and to their embeddings."""
-    ids = _ids(probe, stack)
+    ids = ids_of(probe, stack)
     if "inputs_embeds" not in stack.names:
         stack.refused["embeddings"] = f"{type(stack.module).__name__} takes no inputs_embeds"
         return
@@ -288,75 +231,25 @@ def _embeddings(stack: FoundStack, probe: Probe, plain: Tensor) -> None:
         stack.refused["embeddings"] = f"the output of {stack.embed} given as inputs_embeds is not read as the ids are"
 
 
-def _padding(stack: FoundStack, probe: Probe, side: str) -> str:
-    """Return '' where padded rows give what they give alone, else what goes wrong."""
-    if side in stack.padding:
-        return stack.padding[side]
-    if "attention_mask" not in stack.names:
-        return f"{type(stack.module).__name__} takes no attention_mask"
-    ids = _ids(probe, stack)[:2]
-    columns = ids.shape[1]
-    short = columns - 3
-    alone = states_of(probe, stack, ids[:1, :short])[0]
-    mask = torch.ones_like(ids)
-    padded = ids.clone()
-    place = slice(0, short) if side == "right" else slice(columns - short, columns)
-    mask[0], padded[0] = 0, ids[1, 0]
-    mask[0, place], padded[0, place] = 1, ids[0, :short]
-    more: dict[str, Any] = {}
-    if side == "left" and stack.position_start is not None:
-        more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + stack.position_start
-    try:
-        found = states_of(probe, stack, padded, mask, **more)[0, place]
-    except UnsupportedError as error:
-        return str(error)
-    gap = probe.gap(found, alone)
-    return (
-        ""
-        if gap <= probe.tolerance
-        else f"a row padded on the {side} changes by {gap:.1g}, relative to its largest state"
-    )
-
-
-def _pooler(stack: FoundStack, trace: Trace) -> str:
-    """Return the child that reads one vector per row out of the states, inside the stack."""
+def _pooler(stack: FoundStack, trace: Trace) -> None:
+    """Find the child that makes one vector per row of the states, inside the stack, and what it reads."""
     for name, _ in stack.module.named_children():
-        path = f"{stack.path}.{name}".lstrip(".")
-        for call in trace.by_path.get(path, []):
-            if call.start >= stack.calls[-1].end and call.inputs and len(call.shape) == 2:
-                shape = call.shapes.get(call.inputs[0][1])
-                if shape is not None and len(shape) == 3 and shape[:2] == (ROWS, _columns(stack)):
-                    return name
+        for call in trace.by_path.get(f"{stack.path}.{name}".lstrip("."), []):
+            if call.start < stack.calls[-1].end or not call.inputs or len(call.shape) != 2:
+                continue
+            shape = call.shapes.get(call.inputs[0][1], ())
+            if len(shape) == 3 and shape[:2] == (ROWS, _columns(stack)):
+                stack.pooler = name
+            elif len(shape) == 2 and (reads := _first_token_of(stack, trace, call.inputs[0][1])):
+                stack.pooler, stack.pooler_reads = name, reads
+
+
+def _first_token_of(stack: FoundStack, trace: Trace, key: tuple[int, int]) -> str:
+    """Return the module inside the stack of whose output `key` holds the first token of every row."""
+    made = trace.ancestors(key, {call.output for call in stack.calls if call.output is not None})
+    for call in trace.below(stack.path):
+        if call.output in made and call.path != stack.path and len(call.shape) == 3 and call.end >= stack.calls[-1].end:
+            states = trace.tensors[call.output]  # type: ignore[index]
+            if torch.equal(states[:, 0], trace.tensors[key]):
+                return call.path[len(stack.path) :].lstrip(".")
     return ""
-
-
-def layer_rates(probe: Probe, stack: FoundStack) -> str:
-    """Return the attribute of the layer objects with a dropout rate that their own forward applies, '' for none.
-
-    Raises:
-        UnsupportedError: several attributes are applied, or the cause of the randomness is not found.
-    """
-    layers = [call.module for call in stack.calls]
-    ids = _ids(probe, stack)
-    plain = states_of(probe, stack, ids)
-
-    def random_with(zeroed: list[str]) -> bool:
-        before = [(layer, name, getattr(layer, name)) for layer in layers for name in zeroed if hasattr(layer, name)]
-        try:
-            for layer in layers:
-                layer.training = True
-            for layer, name, _ in before:
-                setattr(layer, name, 0.0)
-            return not probe.equal(states_of(probe, stack, ids), plain)
-        finally:
-            for layer, name, value in before:
-                setattr(layer, name, value)
-            for layer in layers:
-                layer.training = False
-
-    with torch.random.fork_rng(devices=[]):
-        if not random_with([]):
-            return ""
-        rates = {n for layer in layers for n, v in vars(layer).items() if isinstance(v, float) and 0 < v < 1}
-        single = [name for name in sorted(rates) if not random_with([name])]
-    return single[0] if single else ""
