@@ -19,7 +19,7 @@ LAYERS = [
     {"store", "data", "encode", "statistics"},
     {"base", "build", "bound", "as_model", "generation", "storing", "loading"},
     {"training", "evaluation", "examples", "baseline"},
-    {"demo"},
+    {"demo", "support"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
