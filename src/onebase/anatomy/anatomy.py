@@ -258,5 +258,5 @@ def _norm_info(module: nn.Module) -> NormInfo | None:
     eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None)
     if eps is None:
         raise UnsupportedError(f"{type(module).__name__} states no epsilon")
-    layer = isinstance(module, nn.LayerNorm)
+    layer = isinstance(module, nn.LayerNorm) or getattr(module, "bias", None) is not None  # DeBERTa has its own class
     return NormInfo("layer" if layer else "rms", float(eps), getattr(module, "bias", None) is not None)

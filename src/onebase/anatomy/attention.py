@@ -51,7 +51,10 @@ def register(original: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         @torch.compiler.disable
-        def function(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any):
+        def function(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **kw: Any
+        ):
+            mask = kw.pop("attention_mask", mask)  # some families pass it by its name
             return _attend(original, module, query, key, value, mask, **kw)
 
         @torch.compiler.disable

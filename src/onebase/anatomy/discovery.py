@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from onebase.anatomy.discovery_parts import Branches, Part, PartFinder, cut_pass, settle_gates
+from onebase.anatomy.discovery_parts import Branches, Part, PartFinder, cut_pass, owns_matrix, settle_gates
 from onebase.anatomy.discovery_positions import find_padding, find_positions, find_rates
 from onebase.anatomy.discovery_probe import Probe
 from onebase.anatomy.discovery_proof import holding, prove_rows, prove_sums, roles_of
 from onebase.anatomy.discovery_residual import Branch, Layer, LayerReader
-from onebase.anatomy.discovery_stack import FoundStack, find_stacks
+from onebase.anatomy.discovery_stack import FoundStack, find_stacks, is_matrix
 from onebase.anatomy.discovery_trace import Trace
-from onebase.anatomy.rows import Family, Projection, StackRow, SubLayer
+from onebase.anatomy.rows import Family, Projection, StackRow, SubLayer, Untapped
 from onebase.anatomy.rows import Part as Features
 from onebase.core.site import Ref
 from onebase.errors import UnsupportedError
@@ -64,6 +64,8 @@ def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
     """Return the row of one stack."""
     find_positions(stack, probe, trace)
     stack.padding = find_padding(stack, probe)
+    for side, reason in stack.padding.items():  # other rows are padded where one row gets virtual tokens
+        stack.refused.setdefault("embeddings", f"rows cannot be padded on the {side}: {reason}")
     layers: dict[int, Layer] = {}
     failed: dict[int, str] = {}
     for index, call in enumerate(stack.calls):
@@ -81,7 +83,7 @@ def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
         del layers[index]
     found = _sublayers(probe, trace, stack, layers)
     for index, reason in failed.items():
-        found[index] = _refused_layer(stack.at(index), reason)
+        found[index] = _refused_layer(probe, stack.at(index), reason)
     common = max(found.values(), key=lambda subs: sum(same(subs, other) for other in found.values()))
     prefix = probe.prefix
     return StackRow(
@@ -140,12 +142,17 @@ def _sublayers(
             parts[index, number] = finder.mlp(branch) if branch.role == "mlp" else finder.attention(branch)
     mlps = [parts[i, n] for i, layer in layers.items() for n, b in enumerate(layer.branches) if b.role == "mlp"]
     settle_gates(probe, mlps, holding(probe, list(layers.values())))
+    for (index, _), branch in parts.items():
+        PartFinder(probe, trace, leaves, layers[index]).complete(branch)
     mixed = prove_rows(probe, _modules(layers, parts))
     found: dict[int, tuple[SubLayer, ...]] = {}
     for index, layer in layers.items():
         subs, norms = [], set()
         for number, branch in enumerate(layer.branches):
-            subs.append(_sublayer(probe, layer, branch, parts[index, number], mixed, norms))
+            own = parts[index, number]
+            if own.core and "kv" in stack.refused:
+                own.refused["kv"] = stack.refused["kv"]
+            subs.append(_sublayer(probe, layer, branch, own, mixed, norms))
         found[index] = tuple(subs)
     return found
 
@@ -168,9 +175,11 @@ def _sublayer(
     for name, part in found.parts.items():
         reason = mixed.get(part.path) or ("" if part.path.startswith(f"{layer.path}.") else "it lies outside the layer")
         if reason:
-            refused[name] = f"{part.path}: {reason}"
+            parts[name] = Untapped(_inside(part.path, layer.path), f"{part.path}: {reason}")
         else:
             parts[name] = _projection(probe, layer, part)
+    for name, (path, reason) in found.untapped.items():
+        parts[name] = Untapped(_inside(path, layer.path), reason)
     if branch.norm:
         wanted = {"norm": branch.norm, "post_norm": branch.post, **found.norms}
     else:
@@ -217,11 +226,23 @@ def _projection(probe: Probe, layer: Layer, part: Part) -> Projection:
     return Features(path, (start, stop))
 
 
-def _refused_layer(path: str, reason: str) -> tuple[SubLayer, ...]:
+def _refused_layer(probe: Probe, path: str, reason: str) -> tuple[SubLayer, ...]:
     """Return branches of which nothing can be adapted, so that whoever needs them is told why."""
     names: dict[str, Sequence[str]] = {"attention": ("exit", "kv", "q", "k", "v", "o"), "mlp": ("exit", "up", "down")}
     shared = reason.removeprefix(f"{path}: ")
+    matrices: dict[str, Projection] = {
+        name.replace(".", "_"): Untapped(name, shared)
+        for name, module in probe.model.get_submodule(path).named_modules()
+        if name and (is_matrix(module) or owns_matrix(module))
+    }
     return tuple(
-        SubLayer(name=name, exit="", residual=Ref("", 0), parts={}, norms={}, refused=dict.fromkeys(parts, shared))  # type: ignore[arg-type]
-        for name, parts in names.items()
+        SubLayer(
+            name=name,  # type: ignore[arg-type]
+            exit="",
+            residual=Ref("", 0),
+            parts=matrices if name == "attention" else {},
+            norms={},
+            refused=dict.fromkeys(roles, shared),
+        )
+        for name, roles in names.items()
     )

@@ -49,7 +49,9 @@ class Branches:
 
     Attributes:
         parts: name -> projection.
-        refused: name -> why it is no site.
+        refused: role (q, up, kv ...) -> why nothing plays it.
+        untapped: name -> (module path, why no hook reaches its matrices).
+        linears, others: (path, features) of the linears of the branch, and paths of other modules with matrices.
         core: the module that calls the attention function, '' if there is none.
         heads: (key/value heads, head dim) that reach the attention function.
         norms: q_norm and k_norm, where they normalise all of q or k at once.
@@ -57,6 +59,9 @@ class Branches:
 
     parts: dict[str, Part] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    untapped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    linears: list[tuple[str, int]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
     core: str = ""
     heads: tuple[int, int] = (0, 0)
     norms: dict[str, str] = field(default_factory=dict)
@@ -97,7 +102,9 @@ def cut_pass(probe: Probe, trace: Trace, layers: Sequence[Layer]) -> Leaves:
         return (leaf, *value[1:]) if isinstance(value, tuple) else leaf
 
     def linear(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                return None  # a router that is a Linear by descent
             leaf = output.detach().clone().requires_grad_()
             source = args[0] if args else next(iter(kwargs.values()))
             linears[path] = Linear(path, module, leaf, source)
@@ -205,7 +212,7 @@ class PartFinder:
         for part in shared:
             del found.parts[part]
             found.refused[part] = f"{' and '.join(shared)} are the same features of one linear map"
-        self._rest(found, linears, others)
+        found.linears, found.others = [(lin.path, lin.leaf.shape[-1]) for lin in linears], others
         return found
 
     def _norms(self, found: Branches, branch: Branch) -> None:
@@ -242,7 +249,7 @@ class PartFinder:
         last = [linear for linear, _ in self.sources(value, linears)] if value is not None else []
         if value is not None and not last:  # the linear is the exit itself, and so its own leaf
             last = [linear for linear in linears if linear.path == branch.exit]
-        if len(last) == 1:
+        if len(last) == 1 and last[0].leaf.shape[-1] == self.layer.call.shape[-1]:
             found.parts[part] = Part(last[0].path)
         elif value is None:
             found.refused[part] = branch.refused or "the end of the branch is no module's output"
@@ -281,29 +288,29 @@ class PartFinder:
                 found.refused["up"] = f"the input of down is computed from {names}"
         else:
             found.refused["up"] = found.refused["down"]
-        self._rest(found, linears, others)
+        found.linears, found.others = [(lin.path, lin.leaf.shape[-1]) for lin in linears], others
         return found
 
-    def _rest(self, found: Branches, linears: Sequence[Linear], others: Sequence[str]) -> None:
-        """Make sites of the linears that play no part, under their own names; refuse matrices outside of linears."""
+    def complete(self, found: Branches) -> None:
+        """Make sites of the linears that play no role, under their own names; refuse matrices outside of linears."""
         used: dict[str, list[int] | None] = {}
         for part in found.parts.values():
             known = used.get(part.path, [])
             used[part.path] = None if part.features is None or known is None else [*known, *part.features]
-        for linear in linears:
-            have = used.get(linear.path, [])
-            width = linear.leaf.shape[-1]
+        for path, width in found.linears:
+            have = used.get(path, [])
             if have is None or len(have) == width:
                 continue
             left = tuple(i for i in range(width) if i not in set(have))
-            name = self._free(found, f"{linear.path}_rest" if have else linear.path)
-            found.parts[name] = Part(linear.path, left if have else None)
-        for path in others:
-            found.refused[self._free(found, path)] = self._why(path)
+            found.parts[self._free(found, f"{path}_rest" if have else path)] = Part(path, left if have else None)
+        for path in found.others:
+            found.untapped[self._free(found, path)] = path, self._why(path)
 
     def _why(self, path: str) -> str:
         """Say why a module with a matrix is no site."""
         module = self.probe.model.get_submodule(path)
+        if is_matrix(module) and len(self.trace.by_path.get(path, [])) == 1:
+            return f"{type(module).__name__} gives more than its linear map"
         if is_matrix(module):
             return f"{path} runs {len(self.trace.by_path.get(path, []))} times in one pass: expected once"
         shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
@@ -315,7 +322,19 @@ class PartFinder:
     def _free(self, found: Branches, path: str) -> str:
         """Return a name for a module that plays no part: its own, with its parents' where that is taken."""
         names = path[len(self.layer.path) + 1 :].split(".")
-        taken = {*found.parts, *found.refused, *ATTENTION, *MLP, "o", "down", "norm", "post_norm", "kv", "exit"}
+        taken = {
+            *found.parts,
+            *found.refused,
+            *found.untapped,
+            *ATTENTION,
+            *MLP,
+            "o",
+            "down",
+            "norm",
+            "post_norm",
+            "kv",
+            "exit",
+        }
         tails = ("_".join(names[-count:]) for count in range(1, len(names) + 1))
         return next((tail for tail in tails if tail not in taken), "_".join([*names, str(len(taken))]))
 

@@ -80,7 +80,7 @@ def read_norm(module: nn.Module) -> NormInfo | None:
     eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None)
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, int | float):
         return None
-    layer = isinstance(module, nn.LayerNorm)
+    layer = isinstance(module, nn.LayerNorm) or getattr(module, "bias", None) is not None  # DeBERTa has its own class
     return NormInfo("layer" if layer else "rms", float(eps), getattr(module, "bias", None) is not None)
 
 

@@ -50,6 +50,11 @@ class FoundStack:
     padding: dict[str, str] = field(default_factory=dict)
 
     @property
+    def states_given(self) -> bool:
+        """Whether the stack reads another one's states; such a stack is often called without a mask."""
+        return self.states is not None
+
+    @property
     def names(self) -> set[str]:
         """Names of the arguments of the stack's forward."""
         return set(inspect.signature(self.module.forward).parameters)
@@ -93,7 +98,20 @@ def find_stacks(probe: Probe, trace: Trace) -> list[FoundStack]:
         stacks[0].name, stacks[1].name = "encoder", "decoder"
     else:
         stacks[0].name = "decoder" if stacks[0].causal else "encoder"
+    for stack in stacks:
+        _wrapped(stack, trace)
     return stacks
+
+
+def _wrapped(stack: FoundStack, trace: Trace) -> None:
+    """Note what a module around the stack prepares for it, because the stack's anchor comes too late for that."""
+    mask = stack.call.kwargs.get("attention_mask")
+    if mask is None or trace.tensors[mask].dim() != 2:
+        reason = "the attention mask is prepared outside of the stack, where nothing can be put into it"
+        if "attention_mask" in stack.names and not stack.states_given:
+            stack.refused["embeddings"] = stack.refused["kv"] = reason
+    if "position_ids" in stack.call.kwargs and stack.path:
+        stack.refused["kv"] = "positions are given from outside of the stack, where padding on the left moves them"
 
 
 def hidden(call: Call) -> tuple[int, int, int] | None:

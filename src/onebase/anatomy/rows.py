@@ -87,7 +87,7 @@ class SubLayer:
         heads: (key/value heads, head dim) where they are not the family's.
         groupwise: part -> the computation that also calls this projection on an input without batch rows; its path
             is relative to the layer.
-        refused: part, 'exit' or 'kv' -> why it cannot be adapted.
+        refused: 'exit', 'kv' or a part that no linear map plays by itself -> why; its linears have names of their own.
         width: features of the residual where neither o nor down is a part, None for the config's `hidden_size`.
     """
 

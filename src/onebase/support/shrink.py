@@ -103,7 +103,8 @@ def _sizes(config: Any) -> dict[str, Any]:
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     settings = {name: value for name, value in SIZES.items() if name in known}
     if "qk_rope_head_dim" in known:
-        settings.pop("head_dim", None)  # such classes derive it
+        settings.pop("head_dim", None)  # such classes derive it, and their keys have as many heads as the queries
+        settings["num_key_value_heads"] = HEADS
     settings |= dict(_per_layer(config))
     for name in getattr(type(config), "sub_configs", {}):
         inner = getattr(config, name, None)
@@ -116,7 +117,8 @@ def _per_layer(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield the lists with an entry per layer, cut so that every kind of layer that fits is kept."""
     for name in PER_LAYER:
         value = getattr(config, name, None)
-        if isinstance(value, list) and value and not isinstance(getattr(type(config), name, None), property):
+        own = getattr(type(config), getattr(config, "attribute_map", {}).get(name, name), None)
+        if isinstance(value, list) and value and not isinstance(own, property):
             kinds = list(dict.fromkeys(value))[:LAYERS]
             yield name, (kinds * LAYERS)[:LAYERS]
 
