@@ -15,10 +15,10 @@ LAYERS = [
     {"core"},
     {"anatomy"},
     {"methods"},
-    {"heads", "adapter", "extend"},
-    {"store", "data", "encode", "statistics"},
+    {"heads", "adapter", "extend", "encode", "statistics"},
+    {"store", "data", "tasks"},
     {"base", "build", "bound", "as_model", "generation", "storing", "loading"},
-    {"training", "evaluation", "examples", "baseline"},
+    {"training", "evaluation", "examples"},
     {"demo"},
     {"cli", "__main__"},
 ]

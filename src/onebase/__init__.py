@@ -17,7 +17,7 @@ _WHERE = {
     "Data": "onebase.data",
     "LoRA": "onebase.methods.lora",
     "Method": "onebase.methods.method",
-    "Prediction": "onebase.base",
+    "Prediction": "onebase.tasks",
     "Prefix": "onebase.methods.prefix",
     "Prompt": "onebase.methods.prompt",
     "Run": "onebase.training",
@@ -53,7 +53,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from onebase import errors, extend
-    from onebase.base import Base, Prediction
+    from onebase.base import Base
     from onebase.data import Data
     from onebase.data import load as load_data
     from onebase.evaluation import evaluate
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from onebase.methods.prompt import Prompt
     from onebase.methods.registry import parse_method
     from onebase.store import Store
+    from onebase.tasks import Prediction
     from onebase.training import Run, train
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from onebase.core.contracts import AdapterModule, KVDelta, PromptDelta
 from onebase.core.plan import Routed
-from onebase.heads import ClassificationHead, build_head
 from onebase.methods.method import Method
 
 
@@ -24,7 +23,7 @@ class Adapter:
         method: how it adapts.
         module: shared part and deltas, float32.
         head: task head, or None where the base's LM head serves.
-        task: kind ('classification', 'causal-lm', 'completion'), labels, pooling, max_length, template.
+        task: spec of what it is for: kind, labels, pooling, max_length, template and what else its task has.
         ref: name@version in a store, or ''.
         digest: content identity, or '' for one that was not stored.
         config: what the store holds beside the tensors (provenance, metrics, probes).
@@ -38,7 +37,7 @@ class Adapter:
     ref: str = ""
     digest: str = ""
     config: dict[str, Any] = field(default_factory=dict)
-    base_head: ClassificationHead | None = None  # the base's own head: frozen vectors, for scores side by side
+    base_head: nn.Module | None = None  # the base's own head: frozen states, for scores side by side
     routed: Routed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,14 +100,6 @@ class Adapter:
         """Drop what only training needs; the outputs stay the same."""
         self.module = self.module.fold()
         self.bind()
-
-    def set_task(self, task: dict[str, Any], width: int) -> None:
-        """Give the adapter a task and a fresh head for vectors of `width`."""
-        self.task = task
-        self.head = build_head(task, width)
-        device = next(self.module.parameters()).device
-        if self.head is not None:
-            self.head.to(device)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of every tensor, to restore the best epoch."""

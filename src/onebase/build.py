@@ -14,6 +14,7 @@ from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.method import Init, Method
+from onebase.tasks import get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -87,9 +88,8 @@ def build_adapter(
             f"{method.name} took a tensor of the base as a parameter: clone what site.weight() gives"
         )
     module.to(base.device, torch.float32)
-    adapter = Adapter(name, method, module, task)
-    adapter.set_task(task, base.anatomy.hidden_size)
-    return adapter
+    head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
+    return Adapter(name, method, module, task, head if head is None else head.to(base.device))
 
 
 def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool) -> Init:

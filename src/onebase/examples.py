@@ -1,49 +1,25 @@
-"""Examples: a split of data as token ids and targets, and its loss under an adapter."""
+"""Examples under an adapter: encoding the splits of a data set, and losses and outputs of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from onebase.data import Data, Rows
-from onebase.encode import IGNORED, Encoded, collate, encode_texts, pad_id, render
-from onebase.errors import DataError, UnsupportedError
-from onebase.generation import prompt_ids
+from onebase.encode import IGNORED, Encoded, collate, pad_id
+from onebase.tasks import Examples, Losses, get_task
+from onebase.tasks.task import Found
 
 if TYPE_CHECKING:
     from onebase.base import Base
+    from onebase.data import Data
+
+SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """A split, encoded once.
-
-    Attributes:
-        rows: n encoded rows.
-        targets: (n,) class numbers for classification, None for language modelling (targets are the rows' labels).
-        cut: rows that lost tokens to the maximum length.
-    """
-
-    rows: tuple[Encoded, ...]
-    targets: Tensor | None = None
-    cut: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, order: Sequence[int], size: int) -> Iterator[list[int]]:
-        """Cut indices into batches of rows with similar length."""
-        ranked = sorted(order, key=lambda i: len(self.rows[i].ids))
-        for start in range(0, len(ranked), size):
-            yield ranked[start : start + size]
-
-
-def encode(base: Base, task: dict[str, Any], data: Data) -> dict[str, Examples]:
+def encode(base: Base, spec: Mapping[str, Any], data: Data) -> dict[str, Examples]:
     """Encode the splits of a data set for a task.
 
     Returns:
@@ -53,100 +29,71 @@ def encode(base: Base, task: dict[str, Any], data: Data) -> dict[str, Examples]:
         DataError: nothing is left to learn from (every target token was cut).
         UnsupportedError: the base cannot learn this kind of task.
     """
-    kind = task["kind"]
-    if kind in ("causal-lm", "completion") and not base.has_lm_head:
-        raise UnsupportedError(
-            f"{kind} needs a base that writes text; {base.id} is an encoder. Use a decoder, or label the rows."
-        )
-    if kind == "causal-lm" and base.is_encoder_decoder:
-        raise UnsupportedError("plain-text language modelling needs a decoder-only base")
-    encoder = {"classification": _classification, "causal-lm": _text, "completion": _completion}[kind]
-    return {name: encoder(base, task, getattr(data, name)) for name in ("train", "validation", "test")}
+    task = get_task(spec["kind"])
+    task.check_base(base)
+    return {name: task.encode(base, spec, getattr(data, name)) for name in SPLITS}
 
 
-def _classification(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
-    if not len(rows):
-        return Examples((), torch.zeros(0, dtype=torch.long))
-    number = {label: i for i, label in enumerate(task["labels"])}
-    encoded = encode_texts(base.tokenizer, task, rows.text, rows.text_pair)
-    unseen = sorted({label for label in rows.label or () if label not in number})
-    if unseen:
-        raise DataError(f"labels {unseen[:5]} are not among the adapter's labels {task['labels'][:10]}")
-    targets = torch.tensor([number[label] for label in rows.label or ()])
-    return Examples(tuple(encoded), targets, sum(row.cut > 0 for row in encoded))
-
-
-def _text(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
-    """Join the texts by newlines and cut blocks of `max_length` tokens; each token but a block's first is a target."""
-    if not len(rows):
-        return Examples(())
-    ids = list(base.tokenizer("\n".join(rows.text), add_special_tokens=False, verbose=False)["input_ids"])
-    start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
-    step = task["max_length"] - len(start)
-    blocks = [start + ids[i : i + step] for i in range(0, len(ids), step)]
-    blocks = [block for block in blocks if len(block) > 1]
-    return Examples(tuple(Encoded(tuple(b), labels=(IGNORED, *b[1:])) for b in blocks))
-
-
-def _completion(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
-    """Prompt, completion, end of text; the loss is on completion and end."""
-    limit, tokenizer = task["max_length"], base.tokenizer
-    before, after = (task["template"] or "{prompt}{completion}").split("{completion}")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = []
-    for prompt, completion in zip(rows.text, rows.completion or ()):
-        head = prompt_ids(tokenizer, render(before, {"prompt": prompt}), base.is_encoder_decoder)
-        tail = list(tokenizer(completion + after, add_special_tokens=False)["input_ids"]) + end
-        if base.is_encoder_decoder:
-            cut = max(0, len(head) - limit) + max(0, len(tail) - limit)
-            encoded.append(Encoded(tuple(head[:limit]), labels=tuple(tail[:limit]), cut=cut))
-            continue
-        cut = max(0, len(head) + len(tail) - limit)
-        tail = tail[: limit - 1]
-        head = head[-(limit - len(tail)) :]  # the end of a prompt is nearest to what must follow
-        encoded.append(Encoded((*head, *tail), labels=(*([IGNORED] * len(head)), *tail), cut=cut))
-    return Examples(tuple(encoded), cut=sum(row.cut > 0 for row in encoded))
-
-
-def forward(base: Base, name: str | None, examples: Examples, index: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute losses of some rows under one adapter.
+def forward(
+    base: Base,
+    name: str | None,
+    examples: Examples,
+    index: Sequence[int],
+    spec: Mapping[str, Any] | None = None,
+    head: nn.Module | None = None,
+) -> Losses:
+    """Compute losses of some examples under one adapter.
 
     Args:
         base: the base.
-        name: the adapter; None for the plain base (language modelling only).
+        name: the adapter; None for the plain base, with `spec` and `head`.
         examples: the split.
-        index: b row numbers.
-
-    Returns:
-        Summed loss per row (b,), number of targets per row (b,), and logits (b, labels) for classification or an
-        empty tensor.
+        index: which.
+        spec, head: of the adapter by default.
     """
-    rows = [examples.rows[i] for i in index]
-    if examples.targets is not None:
-        batch = collate(rows, pad_id(base.tokenizer), device=base.device)
-        adapter = base.adapters[name or ""]
-        assert adapter.head is not None
-        logits = adapter.head(base.vectors(batch, name, adapter.task["pooling"]))
-        targets = examples.targets[torch.tensor(index)].to(logits.device)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        return losses, torch.ones_like(losses), logits
-    return _lm_loss(base, name, rows)
+    if name is not None:
+        adapter = base.adapters[name]
+        spec, head = adapter.task, adapter.head
+    assert spec is not None
+    task = get_task(spec["kind"])
+    rows = task.inputs(examples, index)
+    if task.surface == "logits":
+        out: Any = token_logits(base, name, rows)
+    else:
+        batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
+        out = task.read(head, base.states(batch, name), batch["attention_mask"], spec)
+    return task.losses(out, examples, index, spec, head)
 
 
-def _lm_loss(base: Base, name: str | None, rows: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    pad = pad_id(base.tokenizer)
+def token_logits(base: Base, name: str | None, rows: Sequence[Encoded]) -> Tensor:
+    """Return LM logits (b, T, V); of an encoder-decoder those at the rows' labels."""
+    batch = collate([Encoded(row.ids) for row in rows], pad_id(base.tokenizer), device=base.device)
+    more: dict[str, Any] = {}
     if base.is_encoder_decoder:
-        batch = collate([Encoded(row.ids) for row in rows], pad, device=base.device)
         width = max(len(row.labels or ()) for row in rows)
         filled = [[*(row.labels or ()), *([IGNORED] * (width - len(row.labels or ())))] for row in rows]
-        targets = torch.tensor(filled, device=base.device)
-        with base.use(name):
-            logits = base.model(**batch, decoder_input_ids=base.model._shift_right(targets), use_cache=False).logits
-    else:
-        batch = collate(rows, pad, device=base.device)
-        targets = batch.pop("labels")[:, 1:]
-        with base.use(name):
-            logits = base.model(**batch, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    losses = losses.view(targets.shape)
-    return losses.sum(1), (targets != IGNORED).sum(1), logits.new_zeros(0)
+        more["decoder_input_ids"] = base.model._shift_right(torch.tensor(filled, device=base.device))
+    if base.anatomy.stacks[-1].causal:
+        more["use_cache"] = False
+    with base.use(name):
+        return base.model(**batch, **more).logits
+
+
+def run_examples(
+    base: Base,
+    name: str | None,
+    examples: Examples,
+    batch_size: int = 64,
+    spec: Mapping[str, Any] | None = None,
+    head: nn.Module | None = None,
+) -> Found:
+    """Run a split without gradients; see `forward`."""
+    sums, counts = torch.zeros(len(examples)), torch.zeros(len(examples))
+    values: list[Tensor | None] = [None] * len(examples)
+    with torch.no_grad():
+        for index in examples.batches(range(len(examples)), batch_size):
+            part = forward(base, name, examples, index, spec, head)
+            sums[index], counts[index] = part.sums.float().cpu(), part.counts.float().cpu()
+            for i, value in zip(index, part.values):
+                values[i] = value.cpu()
+    return Found(sums, counts, [value for value in values if value is not None])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onebase.encode import Encoded, collate, pad_id, render
+from onebase.encode import Encoded, collate, pad_id, prompt_ids, render
 from onebase.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -72,14 +72,6 @@ def encode_prompts(base: Base, prompts: Sequence[str | Sequence[int]], names: Se
         ids = prompt_ids(base.tokenizer, text, base.is_encoder_decoder)
         rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
     return rows
-
-
-def prompt_ids(tokenizer: Any, text: str, encoder: bool) -> list[int]:
-    """Token ids of a text that will be continued: with BOS where the tokenizer adds one, never with EOS."""
-    ids = list(tokenizer(text)["input_ids"])
-    if not encoder and ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
 
 
 def generate_ids(

@@ -44,6 +44,16 @@ class Chosen:
         value = self.options.get(name)
         return default if value is None else value
 
+    def task_options(self, kind: str) -> dict[str, Any]:
+        """Return the settings that are options of a task."""
+        from onebase.tasks import get_task
+
+        return {key: value for key, value in self.settings.items() if key in get_task(kind).options}
+
+    def settings_only(self, kind: str) -> dict[str, Any]:
+        """Return the settings of training itself."""
+        return {key: value for key, value in self.settings.items() if key not in self.task_options(kind)}
+
 
 @dataclass
 class _Source:
@@ -70,9 +80,10 @@ def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, de
     Raises:
         UsageError: an unknown key (with the nearest one), a value of a wrong type, or a key given twice.
     """
+    from onebase.tasks.registry import option_names
     from onebase.training.settings import Settings
 
-    known = list(Settings.__dataclass_fields__)
+    known = [*Settings.__dataclass_fields__, *option_names()]
     sources = [_from_line(line), _from_sets(sets)] + ([_from_file(config)] if config else [])
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}

@@ -139,14 +139,17 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
 def _load(chosen: Chosen, out: Output) -> Data:
     """Read the data, and check every setting against it before a base is loaded."""
     from onebase.data import load
-    from onebase.training.settings import settings_for
+    from onebase.tasks import get_task
+    from onebase.training.settings import Settings, settings_for
 
     if chosen.get("data") is None:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
     columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
-    settings_for(chosen.method.name, chosen.settings)
+    of_training = {key: value for key, value in chosen.settings.items() if key in Settings.__dataclass_fields__}
+    settings_for(chosen.method.name, of_training)
     found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)
-    if found.kind != "classification" and chosen.get("pooling"):
+    settings_for(chosen.method.name, chosen.settings_only(found.kind))
+    if get_task(found.kind).surface == "logits" and chosen.get("pooling"):
         raise UsageError(f"pooling has no meaning for {found.kind} data: leave it out")
     used = ", ".join(f"{role} = {column!r}" for role, column in found.columns.items())
     rows = ", ".join(f"{len(getattr(found, split)):,} {split}" for split in ("train", "validation", "test"))

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from onebase.errors import DataError
 
@@ -41,6 +41,14 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def joined(self, other: Rows) -> Rows:
+        """Return these rows followed by those of `other`, which has the same columns."""
+        joined: dict[str, Any] = {}
+        for field in fields(self):
+            one, two = getattr(self, field.name), getattr(other, field.name)
+            joined[field.name] = None if one is None else (*one, *two)
+        return Rows(**joined)
 
     def select(self, indices: Iterable[int]) -> Rows:
         """Take some rows, in the order asked for.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onebase.examples import Examples, forward
+from onebase.examples import forward
+from onebase.tasks import Examples
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _time(
     with _computing(base, attention, dtype):
         for _ in range(TRIALS):
             began = time.perf_counter()
-            forward(base, adapter.name, train, rows)[0].sum().backward()
+            forward(base, adapter.name, train, rows).sums.sum().backward()
             taken.append(time.perf_counter() - began)
     return min(taken[1:])
 

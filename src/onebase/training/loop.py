@@ -13,14 +13,31 @@ from torch import Tensor, nn
 
 from onebase.adapter import Adapter
 from onebase.errors import TrainingError
-from onebase.examples import Examples, forward
+from onebase.examples import forward
+from onebase.tasks import Examples, get_task
 from onebase.training.kernels import MICRO, choose_kernels
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
     from onebase.base import Base
 
-Score = Callable[[], tuple[float, dict[str, float]]]
+
+@dataclass(frozen=True)
+class Checked:
+    """A score on validation.
+
+    Attributes:
+        rank: what training maximises.
+        noise: standard error of it, as far as epochs within it are as good as each other; 0 where it is exact.
+        metrics: for people, by name.
+    """
+
+    rank: float
+    noise: float
+    metrics: dict[str, float]
+
+
+Score = Callable[[], Checked]
 
 
 @dataclass
@@ -29,7 +46,7 @@ class History:
 
     Attributes:
         epochs: one entry per epoch: epoch, loss, and the validation metrics.
-        best: number of the epoch that was kept (1 is the first; 0 the start).
+        best: number of the epoch that was kept (1 is the first; 0 the start), see `Settings.restore`.
         steps, rows, seconds: optimizer steps, rows seen, wall time of training without evaluation.
         notes: choices that were measured.
     """
@@ -75,7 +92,7 @@ def fit(
         base: the base that carries the adapter.
         adapter: what is trained.
         train: training rows.
-        score: computes (score to maximise, metrics) on validation.
+        score: computes a score on validation.
         settings: how.
         report: receives progress.
 
@@ -92,23 +109,26 @@ def fit(
     report.note(kernels.sentence())
     with kernels.active():
         best, kept, waited = score(), adapter.snapshot(), 0
+    top = best.rank
     base.gradient_checkpointing(settings.checkpointing)
     adapter.routed.generator = torch.Generator(base.device).manual_seed(settings.seed + 1)
     adapter.train()
     try:
-        history.epochs.append({"epoch": 0, **best[1]})
+        history.epochs.append({"epoch": 0, **best.metrics})
         for epoch in range(1, settings.epochs + 1):
             with kernels.active():
                 loss = _epoch(base, adapter, train, settings, optimizer, schedule, order, history, steps, report)
                 adapter.train(False)
-                value, metrics = score()
+                checked = score()
                 adapter.train()
-            _check_finite(metrics, history, settings, steps)
-            history.epochs.append({"epoch": epoch, "loss": loss, **metrics})
+            _check_finite(checked.metrics, history, settings, steps)
+            history.epochs.append({"epoch": epoch, "loss": loss, **checked.metrics})
             report.epoch(history.epochs[-1])
-            waited = 0 if value > best[0] else waited + 1
-            if value > best[0]:
-                best, kept, history.best = (value, metrics), adapter.snapshot(), epoch
+            slack = checked.noise if settings.restore == "latest" and history.best else 0.0
+            good = checked.rank > top or (slack > 0 and checked.rank >= top - slack)
+            top, waited = max(top, checked.rank), 0 if good else waited + 1
+            if good:
+                kept, history.best = adapter.snapshot(), epoch
             if settings.patience and waited >= settings.patience:
                 break
     finally:
@@ -150,7 +170,7 @@ def _epoch(
         history.seconds += time.perf_counter() - began
         left = history.seconds / history.steps * (steps - history.steps)
         report.step(history.steps, loss / max(count, 1.0), history.rows / history.seconds, left)
-    return total / max(targets, 1.0)
+    return total / max(targets, 1e-12)
 
 
 def _check_finite(metrics: dict[str, float], history: History, settings: Settings, steps: int) -> None:
@@ -172,28 +192,26 @@ def _effective_batches(rows: int, settings: Settings, order: torch.Generator) ->
 
 
 def _accumulate(base: Base, adapter: Adapter, train: Examples, batch: list[int], size: int) -> tuple[float, float]:
-    """Add up gradients of the mean over the effective batch; return (summed loss, targets).
+    """Leave the gradient of the mean over the effective batch; return (summed loss, weight of the targets).
 
-    The mean is over all targets of the batch, never a mean of the micro-batches' means. Micro-batches hold rows of
-    similar length, so that little of the work is padding.
+    Sums and counts are added up apart: the mean is over all targets of the batch, never a mean of the micro-batches'
+    means. Micro-batches hold rows of similar length, so that little of the work is padding.
     """
-    if train.targets is not None:
-        count = float(len(batch))
-    else:
-        count = float(sum(_target_count(train, i) for i in batch))
-    total = torch.zeros((), dtype=torch.float64)
-    for micro in train.batches(batch, max(1, min(size, MICRO if base.device.type == "cpu" else size))):
-        losses, _, _ = forward(base, adapter.name, train, micro)
-        loss = losses.sum() / max(count, 1.0)
+    if get_task(adapter.task["kind"]).whole_batch:
+        size = len(batch)
+    elif base.device.type == "cpu":
+        size = min(size, MICRO)
+    total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for micro in train.batches(batch, size):
+        part = forward(base, adapter.name, train, micro)
+        loss = part.sums.sum()
         loss.backward()
-        total += loss.detach().double().cpu() * max(count, 1.0)
-    return float(total), count
-
-
-def _target_count(train: Examples, row: int) -> int:
-    labels = train.rows[row].labels or ()
-    first = 0 if len(labels) != len(train.rows[row].ids) else 1  # decoder-only: the first token has no prediction
-    return sum(label >= 0 for label in labels[first:])
+        total += loss.detach().double().cpu()
+        count += part.counts.sum().double().cpu()
+    for parameter in adapter.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= max(float(count), 1e-12)
+    return float(total), float(count)
 
 
 def _optimizer(adapter: Adapter, settings: Settings, steps: int) -> tuple[Any, Any]:

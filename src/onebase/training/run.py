@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onebase.adapter import Adapter
-from onebase.baseline import fit_head, frozen_vectors
 from onebase.build import build_adapter, default_task
 from onebase.data import Data, load
 from onebase.errors import ConfigError, DataError
-from onebase.evaluation import Evaluation, Scores, evaluate_examples, score, score_base_head
-from onebase.examples import Examples, encode
-from onebase.heads import ClassificationHead
+from onebase.evaluation import Evaluation, evaluate_examples, score, score_base
+from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
 from onebase.statistics import PairedTest
-from onebase.training.loop import History, Reporter, fit
+from onebase.tasks import Examples, Scores, Task, get_task
+from onebase.tasks.task import choose_option
+from onebase.training.loop import Checked, History, Reporter, fit
 from onebase.training.settings import Settings, settings_for
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from onebase.store import Store
 
 DEFAULT_METHOD = "lora"
-LM_BLOCK = 256  # tokens per block of plain text: long enough for context, short enough for a laptop
 KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
-COMPLETION_TEMPLATE = "{prompt}\n{completion}"
 
 
 @dataclass(eq=False)
@@ -125,7 +124,8 @@ def train(
         store: where to store; the user's store by default.
         report: receives progress.
         provenance: further facts to keep with the stored adapter.
-        settings: see `Settings`: lr, epochs, batch_size, seed, ...
+        settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
+            class_weights or windows (see `onebase.tasks`).
 
     Returns:
         The run. The adapter stays attached, with its best epoch.
@@ -145,7 +145,8 @@ def train(
         data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
         limit=limit, seed=chosen_seed,
     )  # fmt: skip
-    spec = make_task(base, found, max_length, template, pooling)
+    options = {key: settings.pop(key) for key in list(settings) if key in get_task(found.kind).options}
+    spec = make_task(base, found, max_length=max_length, template=template, pooling=pooling, **options)
     chosen = settings_for(method.name, settings, base.anatomy.hidden_size)
     examples = encode(base, spec, found)
     if not len(examples["train"]) or not len(examples["validation"]):
@@ -159,8 +160,9 @@ def train(
     )
     base._attach(adapter)
     try:
-        own = _start_head(base, adapter, examples, found, report)
+        own = _own_scores(base, adapter, examples, found, report)
         history = fit(base, adapter, examples["train"], _scorer(base, adapter, examples), chosen, report)
+        _finish(base, adapter, examples["validation"])
     except BaseException:
         base.remove(adapter.name)
         raise
@@ -169,7 +171,7 @@ def train(
     base._rename(adapter, attached)
     split = "test" if len(examples["test"]) else "validation"
     adapter.fold()
-    result = evaluate_examples(base, attached, examples[split], split, own=own.get(split))
+    result = evaluate_examples(base, attached, examples[split], split, own=own)
     run = _result(base, adapter, method, spec, chosen, history, result, found, examples)
     if name is not None:
         _store(base, adapter, run, found, store, provenance or {})
@@ -185,42 +187,38 @@ def _load(data: Any, *, seed: int, **options: Any) -> Data:
     return load(data, seed=seed, **options)
 
 
-def make_task(
-    base: Base, data: Data, max_length: int | None, template: str | None, pooling: str | None
-) -> dict[str, Any]:
-    """Return the task of an adapter for this data.
+def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
+    """Return the spec of an adapter's task for this data.
+
+    Args:
+        base: the base.
+        data: all splits.
+        given: max_length, template, pooling and options of the task; None means the default.
 
     Raises:
-        ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places.
+        ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places, an option
+            that this task does not have.
+        DataError, UnsupportedError: the data or the base does not fit the task.
     """
+    given = {key: value for key, value in given.items() if value is not None}
+    task = get_task(data.kind)
+    for key in given.keys() - {"max_length", "template", "pooling"} - task.options.keys():
+        choices = ", ".join(task.options) or "no options"
+        raise ConfigError(f"{key} = {given[key]!r} has no meaning for {data.kind}, which has {choices}: leave it out")
     spec = default_task(base) | {"kind": data.kind, "labels": list(data.labels)}
-    spec["pair"] = data.kind == "classification" and data.train.text_pair is not None
-    longest = spec["max_length"]
-    if data.kind == "causal-lm":
-        spec["max_length"] = min(LM_BLOCK, longest)
-    if max_length is not None:
-        limit = base.anatomy.stacks[0].position_limit
-        if max_length < 4 or (limit is not None and max_length > limit):
-            raise ConfigError(f"max_length = {max_length!r}: expected 4 to {limit or 'any number'} on this base")
-        spec["max_length"] = max_length
-    if pooling is not None:
-        if pooling not in ("mean", "first", "last"):
-            raise ConfigError(f"pooling = {pooling!r}: expected mean, first or last")
-        if data.kind != "classification":
-            raise ConfigError(f"pooling = {pooling!r} has no effect on {data.kind} data: leave it out")
-        spec["pooling"] = pooling
-    spec["template"] = template or (COMPLETION_TEMPLATE if data.kind == "completion" else "")
-    places = {"classification": ["text"] + ["text_pair"] * spec["pair"], "completion": ["prompt", "completion"]}
-    missing = [p for p in places.get(data.kind, []) if spec["template"] and "{" + p + "}" not in spec["template"]]
-    if missing or (data.kind == "causal-lm" and template):
-        raise ConfigError(
-            f"template {template!r}: expected places for {places.get(data.kind) or 'nothing (plain text)'}"
-        )
-    if data.kind == "classification" and data.scores:
-        raise DataError(
-            f"the labels of {data.source} are measurements ({', '.join(data.labels[:4])}, ...): this is a regression, "
-            "which cannot be trained yet. Turn the numbers into classes, or pass another --label column."
-        )
+    spec["pair"] = task.surface == "states" and data.train.text_pair is not None
+    spec |= dict(task.options) | given | {"template": given.get("template", "")}
+    longest = base.anatomy.stacks[0].position_limit
+    if "max_length" in given and (spec["max_length"] < 4 or (longest is not None and spec["max_length"] > longest)):
+        raise ConfigError(f"max_length = {spec['max_length']!r}: expected 4 to {longest or 'any number'} on this base")
+    choose_option("pooling", spec["pooling"], ("mean", "first", "last"))
+    if "pooling" in given and task.surface == "logits":
+        raise ConfigError(f"pooling = {given['pooling']!r} has no effect on {data.kind} data: leave it out")
+    spec = task.complete(spec, base, data, given)
+    places = [*task.places, *(["text_pair"] if spec["pair"] and "text" in task.places else [])]
+    missing = [place for place in places if spec["template"] and "{" + place + "}" not in spec["template"]]
+    if missing or (spec["template"] and not places):
+        raise ConfigError(f"template {spec['template']!r}: expected places for {places or 'nothing (plain text)'}")
     return spec
 
 
@@ -238,43 +236,45 @@ def _frequent(train: Examples) -> list[int]:
     return ids[counts.argsort(descending=True, stable=True)].tolist()
 
 
-def _start_head(
-    base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter
-) -> dict[str, Scores]:
-    """Fit the base's own head on frozen vectors, start the adapter's head from it, and score the base.
+def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter) -> Scores:
+    """Score the base alone: with a head that is fitted on its frozen states, from which the adapter's head starts.
 
     The base keeps the last few results, because several adapters are often trained on the same data.
     """
-    if not isinstance(adapter.head, ClassificationHead):
-        return {}
-    task = adapter.task
-    key = (data.digest, task["pooling"], task["max_length"], task["template"])
+    spec = adapter.task
+    key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
     if key not in base._baselines:
-        report.note("fitting the base's own head on its frozen vectors")
-        pooling, train, held = task["pooling"], examples["train"], examples["validation"]
-        assert train.targets is not None and held.targets is not None
-        vectors, others = frozen_vectors(base, train, pooling), frozen_vectors(base, held, pooling)
-        head = fit_head(vectors, train.targets, others, held.targets, len(adapter.labels))
-        head.to(base.device).requires_grad_(False)
-        split = "test" if len(examples["test"]) else "validation"
-        scores = score_base_head(base, head, examples[split], adapter.labels, pooling)
+        report.note("scoring the base alone" + (", with its own head on frozen vectors" if adapter.head else ""))
+        head = get_task(spec["kind"]).base_head(base, spec, examples["train"], examples["validation"])
+        if head is not None:
+            head.to(base.device).requires_grad_(False)
+            found = run_examples(base, None, examples["validation"], 64, spec, head)
+            get_task(spec["kind"]).finish(spec, head, examples["validation"], found)
+        scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
         while len(base._baselines) >= KEPT_BASELINES:
             base._baselines.pop(next(iter(base._baselines)))
-        base._baselines[key] = (head, {split: scores})
+        base._baselines[key] = (head, scores)
     head, scores = base._baselines[key]
     adapter.base_head = head
-    adapter.head.load_state_dict(head.state_dict())
+    if head is not None and adapter.head is not None:
+        adapter.head.load_state_dict(head.state_dict())
     return scores
 
 
+def _finish(base: Base, adapter: Adapter, validation: Examples) -> None:
+    """Let the task choose on validation what it has to choose."""
+    task = get_task(adapter.task["kind"])
+    if type(task).finish is not Task.finish:
+        task.finish(adapter.task, adapter.head, validation, run_examples(base, adapter.name, validation))
+
+
 def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
-    def run() -> tuple[float, dict[str, float]]:
-        found = score(base, adapter.name, examples["validation"], adapter.labels)
-        if found.metric == "perplexity":
-            return -found.metrics["loss"], {"perplexity": found.value, "validation_loss": found.metrics["loss"]}
-        # rows of validation are few: of two equal accuracies the smaller loss is the better guess
-        rank = found.value - 1e-6 * min(found.metrics["loss"], 100.0)
-        return rank, {"accuracy": found.value, "validation_loss": found.metrics["loss"]}
+    def run() -> Checked:
+        found = score(base, adapter.name, examples["validation"])
+        loss = float(found.metrics.get("loss", 0.0))
+        # 95 % of a normal lie within 1.96 standard errors on each side; a loss is compared exactly
+        noise = (found.interval[1] - found.interval[0]) / (2 * 1.96) if found.about.higher else 0.0
+        return Checked(found.rank, noise, {found.metric: found.value, "validation_loss": loss})
 
     return run
 
@@ -294,7 +294,12 @@ def _result(
     notes = list(data.notes)
     cut = examples["train"].cut
     if cut:
-        notes.append(f"{cut} of {len(examples['train'])} training rows were cut to {spec['max_length']} tokens.")
+        notes.append(f"{cut} of {examples['train'].units} training rows were cut to {spec['max_length']} tokens.")
+    if examples["train"].units < len(examples["train"]):
+        notes.append(
+            f"{len(examples['train'])} windows of at most {spec['max_length']} tokens were made of "
+            f"{examples['train'].units} training rows, some of which are longer."
+        )
     parameters = adapter.count()
     total = sum(p.numel() for p in base.model.parameters())
     return Run(
@@ -337,11 +342,11 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | No
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **provenance,
     }
-    keep = ("n", "accuracy", "macro_f1", "perplexity", "loss", "tokens")
     metrics: dict[str, Any] = {
         "split": run.split,
-        "adapter": {k: v for k, v in run.metrics.items() if k in keep} | {"interval": list(run.interval)},
-        "base": {k: v for k, v in run.base_metrics.items() if k in keep} | {"interval": list(run.base_interval)},
+        "metric": run.metric,
+        "adapter": _numbers(run.metrics) | {"interval": list(run.interval)},
+        "base": _numbers(run.base_metrics) | {"interval": list(run.base_interval)},
     }
     if run.test is not None:
         metrics["test"] = {
@@ -353,3 +358,8 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | No
     stored = base.save(adapter.name, store=store, provenance=facts, metrics=metrics)
     run.ref = stored.ref
     run.bytes = (stored.path / "adapter_model.safetensors").stat().st_size
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the single numbers among metrics: tables per label are for the result, not for the stored file."""
+    return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
