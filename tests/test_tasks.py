@@ -10,7 +10,7 @@ from onebase.encode import encode_windows
 from onebase.errors import ConfigError
 from onebase.examples import encode
 from onebase.tasks.classification import evenness
-from onebase.training.loop import Checked
+from onebase.training.job import Checked
 from onebase.training.run import make_task
 
 FAST = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}

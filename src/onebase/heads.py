@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -60,6 +61,22 @@ class LinearHead(nn.Module):
         """Return (..., outputs), float32, of vectors (..., D)."""
         with torch.autocast(vectors.device.type, enabled=False):  # a head is too small to gain from bfloat16
             return nn.functional.linear((vectors.float() - self.center) * self.scale, self.weight, self.bias)
+
+    def take(self, stored: Mapping[str, Tensor], rows: Sequence[tuple[int, int]]) -> None:
+        """Compute the same outputs as a stored head, for some outputs.
+
+        The own centre and scale stay: weights and biases are converted to them.
+
+        Args:
+            stored: weight, bias, center, scale of a head for vectors of the same width.
+            rows: (own output, stored output) pairs.
+        """
+        other = {name: t.to(self.weight.device, self.weight.dtype) for name, t in stored.items()}
+        weight = other["weight"] * other["scale"] / self.scale
+        bias = other["bias"] + other["weight"] @ ((self.center - other["center"]) * other["scale"])
+        with torch.no_grad():
+            for own, old in rows:
+                self.weight[own], self.bias[own] = weight[old], bias[old]
 
     def standardize(self, vectors: Tensor) -> None:
         """Take centre and scale from vectors (n, D)."""

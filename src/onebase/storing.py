@@ -138,7 +138,7 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
 
     stored = (store or Store()).resolve(ref)
     tensors = stored.tensors()
-    _check_base(base, stored, verify)
+    check_base(base, stored, verify)
     config = stored.config.model_dump(mode="json")
     name = name or stored.name
     if name in base.adapters:
@@ -166,7 +166,7 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     return adapter
 
 
-def _check_base(base: Base, stored: Stored, verify: bool) -> None:
+def check_base(base: Base, stored: Stored, verify: bool) -> None:
     """Raise one error with everything that differs between the adapter's base and this one."""
     from onebase.store import digest_tokenizer
 

@@ -22,8 +22,12 @@ from onebase.methods.registry import parse_method
 from onebase.statistics import PairedTest
 from onebase.tasks import Examples, Scores, Task, get_task
 from onebase.tasks.task import choose_option
-from onebase.training.loop import Checked, History, Reporter, fit
+from onebase.training import checkpoint as checkpoints
+from onebase.training.job import Checked, History, Job
+from onebase.training.kernels import choose_kernels, kernels_of
+from onebase.training.loop import Reporter, fit
 from onebase.training.settings import Settings, settings_for
+from onebase.training.warm import parent_method, read_parent
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -89,7 +93,7 @@ class Run:
 def train(
     base: Base,
     data: Data | str | Path | Any,
-    method: str | Method = DEFAULT_METHOD,
+    method: str | Method | None = None,
     *,
     name: str | None = None,
     task: str | None = None,
@@ -105,6 +109,9 @@ def train(
     store: Store | None = None,
     report: Reporter | None = None,
     provenance: dict[str, Any] | None = None,
+    resume: bool = False,
+    init_from: str | None = None,
+    remember: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
     """Train one adapter and, when it has a name, store it as the next version.
@@ -112,7 +119,7 @@ def train(
     Args:
         base: the base; nothing of it changes.
         data: a file, a folder of splits, a DataFrame, a list of rows, or what `load_data` returned.
-        method: a method or its shorthand.
+        method: a method or its shorthand; LoRA, or the method of `init_from`, by default.
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
         task: 'classification', 'causal-lm' or 'completion'; found from the data by default.
@@ -124,6 +131,10 @@ def train(
         store: where to store; the user's store by default.
         report: receives progress.
         provenance: further facts to keep with the stored adapter.
+        resume: go on with the interrupted run that would have been stored as `name`, from its last checkpoint: the
+            final weights are those of an uninterrupted run, bit by bit. Without a checkpoint it starts over.
+        init_from: a stored adapter, ``"reviews@3"``, to start from: with new data, and with labels that the data adds.
+        remember: further facts that checkpoints keep, JSON values.
         settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
             class_weights or windows (see `onebase.tasks`).
 
@@ -134,19 +145,22 @@ def train(
         DataError, ConfigError, UnsupportedError: before any training.
         TrainingError: the loss became infinite or NaN.
     """
-    method = parse_method(method)
     report = report or Reporter()
-    if name is not None:
-        from onebase.store import Store
-
-        (store or Store()).check(name)
+    store = _store_of(name, store)
+    if resume and name is None:
+        raise ConfigError("resume=True needs name=: an interrupted run is found by the name it would be stored as")
+    parent = None if init_from is None else read_parent(base, init_from, store)
+    method = parent_method(parent, method) if parent else parse_method(method or DEFAULT_METHOD)
     chosen_seed = settings.get("seed") or 0
     found = _load(
         data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
         limit=limit, seed=chosen_seed,
     )  # fmt: skip
     options = {key: settings.pop(key) for key in list(settings) if key in get_task(found.kind).options}
-    spec = make_task(base, found, max_length=max_length, template=template, pooling=pooling, **options)
+    options |= {"max_length": max_length, "template": template, "pooling": pooling}
+    if parent:
+        found, options = parent.widened(found, options)
+    spec = make_task(base, found, **options)
     chosen = settings_for(method.name, settings, base.anatomy.hidden_size)
     examples = encode(base, spec, found)
     if not len(examples["train"]) or not len(examples["validation"]):
@@ -154,19 +168,23 @@ def train(
             f"{found.source} leaves no rows for {'training' if not len(examples['train']) else 'validation'}"
         )
     attached = name or _free_name(base, method.name)
-    old = base.adapters.get(attached)
     adapter = build_adapter(
-        base, f"{attached} (training)", method, spec, chosen.seed, frequent=_frequent(examples["train"])
-    )
+        base, f"{attached} (training)", method, spec, chosen.seed, frequent=_frequent(examples["train"]),
+        empty=parent is not None,
+    )  # fmt: skip
     base._attach(adapter)
     try:
         own = _own_scores(base, adapter, examples, found, report)
-        history = fit(base, adapter, examples["train"], _scorer(base, adapter, examples), chosen, report)
+        if parent:
+            report.note(parent.start(adapter))
+        identity = {"base": base.fingerprint(), "data": found.digest, "init_from": parent.digest if parent else None}
+        file = None if name is None else checkpoints.Checkpoint(checkpoints.place(store.root, name), identity, remember)
+        history = _fit(base, adapter, examples, chosen, report, file, resume, store.root)
         _finish(base, adapter, examples["validation"])
     except BaseException:
         base.remove(adapter.name)
         raise
-    if old is not None:
+    if attached in base.adapters:
         base.remove(attached)
     base._rename(adapter, attached)
     split = "test" if len(examples["test"]) else "validation"
@@ -174,8 +192,53 @@ def train(
     result = evaluate_examples(base, attached, examples[split], split, own=own)
     run = _result(base, adapter, method, spec, chosen, history, result, found, examples)
     if name is not None:
-        _store(base, adapter, run, found, store, provenance or {})
+        _store(base, adapter, run, found, store, {**(provenance or {}), **(parent.facts() if parent else {})})
+        assert file is not None
+        file.remove()
     return run
+
+
+def _store_of(name: str | None, store: Store | None) -> Store:
+    from onebase.store import Store
+
+    store = store or Store()
+    if name is not None:
+        store.check(name)
+    return store
+
+
+def _fit(
+    base: Base,
+    adapter: Adapter,
+    examples: dict[str, Examples],
+    settings: Settings,
+    report: Reporter,
+    checkpoint: checkpoints.Checkpoint | None,
+    resume: bool,
+    home: Path,
+) -> History:
+    """Train from the start, or go on from the checkpoint of an interrupted run."""
+    before = None
+    if checkpoint is not None:
+        checkpoint.identity |= {
+            "method": adapter.method.shorthand(), "settings": settings.plain(), "task": dict(adapter.task)
+        }  # fmt: skip
+        before = checkpoint.found() if resume else None
+        if resume and before is None:
+            report.note(f"no checkpoint of {checkpoint.path.stem}: starting from the beginning")
+        elif not resume and checkpoint.path.exists():
+            report.note(f"the interrupted run {checkpoint.path.stem} is replaced (resume would have gone on with it)")
+    if before:
+        kernels = kernels_of(base, before[1]["facts"]["kernels"])
+    else:
+        kernels = choose_kernels(base, adapter, examples["train"], settings, home / "measured.json")
+    job = Job(base, adapter, examples["train"], _scorer(base, adapter, examples), settings)
+    if before:
+        job.restore(before[0], before[1]["state"])
+        report.note(f"going on at step {job.history.steps} of {job.steps}")
+    if checkpoint is not None:
+        checkpoint.facts["kernels"] = kernels.facts()
+    return fit(base, job, kernels, report, checkpoint)
 
 
 def _load(data: Any, *, seed: int, **options: Any) -> Data:
@@ -325,7 +388,7 @@ def _result(
     )
 
 
-def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | None, provenance: dict[str, Any]) -> None:
+def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, provenance: dict[str, Any]) -> None:
     from importlib.metadata import version
 
     facts = {

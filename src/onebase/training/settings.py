@@ -33,6 +33,7 @@ class Settings:
             rate is smallest). Validation rows are few: the best score alone was measured to pick epochs that are worse
             on new rows (cr: .895 against .915 with the last epoch). 'best': the best score. Losses are compared
             exactly in both.
+        save_steps: optimizer steps between two checkpoints of a run that will be stored (one more after every epoch).
         seed: of initialisation, order of rows and dropout.
         checkpointing: recompute layers in the backward pass to save memory.
         attention: 'auto' measures eager against sdpa on the first rows, or 'eager', 'sdpa', 'keep' (the base's own).
@@ -50,6 +51,7 @@ class Settings:
     clip: float = 1.0
     patience: int = 3
     restore: str = "latest"
+    save_steps: int = 50
     seed: int = 0
     checkpointing: bool = False
     attention: str = "auto"
@@ -58,7 +60,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, low in (("lr", 0), ("head_lr", 0), ("weight_decay", -1e-12), ("clip", -1e-12)):
             check(low < getattr(self, name) < 1e3, f"train.{name}", getattr(self, name), "a positive number")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("save_steps", 1)):
             value = getattr(self, name)
             check(isinstance(value, int) and value >= least, f"train.{name}", value, f"an integer of at least {least}")
         check(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 <= share < 1")
