@@ -120,22 +120,9 @@ def test_training_goes_on_from_a_stored_adapter_with_a_new_label(base, tmp_path)
     first = ob.train(base, ROWS, "lora(rank=2)", name="r", store=store, template="Review: {text}", **SETTINGS)
     mean = base.predict([row["text"] for row in ROWS], "r")
     base.remove("r")
-    more = [
-        *ROWS,
-        *({"text": f"Please send the {t} to number {n}.", "label": "other"} for t in THINGS for n in range(6)),
-    ]
-
-    class Start(Reporter):
-        seen: list[dict] = []
-
-        def step(self, *_: float) -> None:
-            if not self.seen:
-                name = next(iter(base.adapters))
-                self.seen.append(base.adapters[name].snapshot())
-
-    run = ob.train(
-        base, more, name="r", store=store, init_from="r@1", report=Start(), **SETTINGS | {"lr": 1e-12, "head_lr": 1e-12}
-    )
+    new = [{"text": f"Please send the {t} to number {n}.", "label": "other"} for t in THINGS for n in range(6)]
+    more, still = [*ROWS, *new], {"lr": 1e-12, "head_lr": 1e-12}
+    run = ob.train(base, more, name="r", store=store, init_from="r@1", **SETTINGS | still)
     assert run.ref == "r@2" and run.method == first.method and run.labels == ("bad", "good", "other")
     adapter = base.adapters["r"]
     assert adapter.task["template"] == "Review: {text}"
