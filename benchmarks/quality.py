@@ -27,7 +27,7 @@ from onebase.core.contracts import AdapterModule
 from onebase.extend import Init, Method, Site, register, unregister
 from onebase.methods.registry import parse_method
 from onebase.tasks import get_task
-from onebase.training import run as run_module
+from onebase.training import prepare as run_module
 from onebase.training.settings import settings_for
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"

@@ -11,7 +11,7 @@ from onebase.errors import ConfigError
 from onebase.examples import encode
 from onebase.tasks.classification import evenness
 from onebase.training.job import Checked
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 FAST = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
 WORDS = [
@@ -101,7 +101,7 @@ def test_uneven_classes_weigh_more_and_macro_f1_counts(base: ob.Base) -> None:
 @pytest.mark.parametrize(("restore", "kept"), [("latest", 3), ("best", 2)])
 def test_which_epoch_is_kept(base: ob.Base, monkeypatch: pytest.MonkeyPatch, restore: str, kept: int) -> None:
     """Scores are scripted: the third epoch is within the noise of the second, the fourth is not."""
-    from onebase.training import run as module
+    from onebase.training import prepare as module
 
     script = iter([0.5, 0.6, 0.9, 0.89, 0.7])
     states: list[dict[str, torch.Tensor]] = []

@@ -22,7 +22,7 @@ from onebase.errors import (
 from onebase.examples import encode
 from onebase.store import Store
 from onebase.training.loop import Reporter
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 from onebase.training.settings import Settings, settings_for
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -15,6 +15,7 @@ _WHERE = {
     "Base": "onebase.base",
     "Bottleneck": "onebase.methods.bottleneck",
     "Data": "onebase.data",
+    "Job": "onebase.training",
     "LoRA": "onebase.methods.lora",
     "Method": "onebase.methods.method",
     "Prediction": "onebase.tasks",
@@ -29,12 +30,14 @@ _WHERE = {
     "load_data": "onebase.data",
     "parse_method": "onebase.methods.registry",
     "train": "onebase.training",
+    "train_many": "onebase.training",
 }
 
 __all__ = [
     "Base",
     "Bottleneck",
     "Data",
+    "Job",
     "LoRA",
     "Method",
     "Prediction",
@@ -49,6 +52,7 @@ __all__ = [
     "load_data",
     "parse_method",
     "train",
+    "train_many",
 ]
 
 if TYPE_CHECKING:
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
     from onebase.methods.registry import parse_method
     from onebase.store import Store
     from onebase.tasks import Prediction
-    from onebase.training import Run, train
+    from onebase.training import Job, Run, train, train_many
 
 
 def __getattr__(name: str) -> Any:

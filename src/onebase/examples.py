@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.encode import IGNORED, Encoded, collate, pad_id
-from onebase.tasks import Examples, Losses, get_task
+from onebase.tasks import Examples, Losses, Task, get_task
 from onebase.tasks.task import Found
 
 if TYPE_CHECKING:
@@ -65,7 +65,44 @@ def forward(
     return task.losses(out, examples, index, spec, head)
 
 
-def token_logits(base: Base, name: str | None, rows: Sequence[Encoded]) -> Tensor:
+def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]]]) -> list[Losses]:
+    """Compute losses of examples of several adapters in one forward (one more where some of them use the LM head).
+
+    Args:
+        base: the base.
+        parts: (adapter, its examples, which of them), each adapter once.
+
+    Returns:
+        One entry per part, as `forward` gives it.
+    """
+    found: dict[int, Losses] = {}
+    for surface in ("states", "logits"):
+        mine = [i for i, (name, _, _) in enumerate(parts) if _task(base, name).surface == surface]
+        if not mine:
+            continue
+        rows = [_task(base, parts[i][0]).inputs(parts[i][1], parts[i][2]) for i in mine]
+        names = [parts[i][0] for i, many in zip(mine, rows) for _ in many]
+        flat = [row for many in rows for row in many]
+        if surface == "logits":
+            out, mask = token_logits(base, names, flat), None
+        else:
+            batch = collate([Encoded(row.ids, row.types) for row in flat], pad_id(base.tokenizer), device=base.device)
+            out, mask = base.states(batch, names), batch["attention_mask"]
+        first = 0
+        for i, many in zip(mine, rows):
+            (name, examples, index), place = parts[i], slice(first, first + len(many))
+            adapter, task = base.adapters[name], _task(base, name)
+            own = out[place] if mask is None else task.read(adapter.head, out[place], mask[place], adapter.task)
+            found[i] = task.losses(own, examples, index, adapter.task, adapter.head)
+            first += len(many)
+    return [found[i] for i in range(len(parts))]
+
+
+def _task(base: Base, name: str) -> Task:
+    return get_task(base.adapters[name].task["kind"])
+
+
+def token_logits(base: Base, name: str | Sequence[str | None] | None, rows: Sequence[Encoded]) -> Tensor:
     """Return LM logits (b, T, V); of an encoder-decoder those at the rows' labels."""
     batch = collate([Encoded(row.ids) for row in rows], pad_id(base.tokenizer), device=base.device)
     more: dict[str, Any] = {}

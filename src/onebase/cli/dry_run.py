@@ -56,7 +56,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     """Return what would be trained, as JSON values."""
     from onebase.build import build_adapter
     from onebase.examples import encode
-    from onebase.training.run import make_task
+    from onebase.training.prepare import make_task
     from onebase.training.settings import settings_for
 
     base, total = outline(chosen.get("base"))

@@ -35,7 +35,7 @@ class LanguageTask(Task):
         rows = [examples.rows[i] for i in index]
         width = max(len(row.labels or ()) for row in rows)
         filled = [[*(row.labels or ()), *([IGNORED] * (width - len(row.labels or ())))] for row in rows]
-        targets = torch.tensor(filled, device=out.device)
+        targets, out = torch.tensor(filled, device=out.device), out[:, :width]  # a shared batch may be wider
         if examples.facts.get("shifted", True):  # the logits at a token predict the next one of the same row
             out, targets = out[:, :-1], targets[:, 1:]
         losses = F.cross_entropy(out.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")

@@ -18,7 +18,7 @@ from torch import Tensor
 from onebase.errors import ConfigError, CorruptError
 
 if TYPE_CHECKING:
-    from onebase.training.job import Job
+    from onebase.training.job import JobState
 
 SUFFIX = ".safetensors"
 # What must be the same for a run to go on, with the words for it.
@@ -63,7 +63,7 @@ class Checkpoint:
         check_same(self.path, about["identity"], self.identity)
         return tensors, about
 
-    def write(self, job: Job) -> None:
+    def write(self, job: JobState) -> None:
         """Write the state between two steps; the file before it stays until this one is whole."""
         from safetensors.torch import save
 

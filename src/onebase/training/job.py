@@ -57,7 +57,7 @@ class History:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Job:
+class JobState:
     """An attached adapter in training.
 
     Args:

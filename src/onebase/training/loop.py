@@ -10,7 +10,7 @@ import torch
 from onebase.examples import forward
 from onebase.tasks import get_task
 from onebase.training.checkpoint import Checkpoint
-from onebase.training.job import History, Job
+from onebase.training.job import History, JobState
 from onebase.training.kernels import MICRO, Kernels
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Reporter:
         """Training is over."""
 
 
-def fit(base: Base, job: Job, kernels: Kernels, report: Reporter, checkpoint: Checkpoint | None = None) -> History:
+def fit(base: Base, job: JobState, kernels: Kernels, report: Reporter, checkpoint: Checkpoint | None = None) -> History:
     """Train an attached adapter and leave its best epoch in place.
 
     Args:
@@ -77,7 +77,7 @@ def fit(base: Base, job: Job, kernels: Kernels, report: Reporter, checkpoint: Ch
     return job.history
 
 
-def _step(base: Base, job: Job, report: Reporter) -> None:
+def _step(base: Base, job: JobState, report: Reporter) -> None:
     began, batch = time.perf_counter(), job.batch()
     loss, count = _accumulate(base, job, batch)
     job.step(loss, count, len(batch), began)
@@ -85,7 +85,7 @@ def _step(base: Base, job: Job, report: Reporter) -> None:
     report.step(history.steps, loss / max(count, 1e-12), history.rows / history.seconds, job.seconds_left)
 
 
-def _accumulate(base: Base, job: Job, batch: list[int]) -> tuple[float, float]:
+def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, float]:
     """Add up the gradient of the loss summed over the effective batch; return (summed loss, weight of the targets).
 
     Sums and counts are added up apart: the mean is over all targets of the batch, never a mean of the micro-batches'

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from onebase.adapter import Adapter
-from onebase.build import build_adapter, default_task
-from onebase.data import Data, load
-from onebase.errors import ConfigError, DataError
-from onebase.evaluation import Evaluation, evaluate_examples, score, score_base
-from onebase.examples import encode, run_examples
+from onebase.data import Data
+from onebase.evaluation import Evaluation, evaluate_examples
+from onebase.examples import run_examples
 from onebase.methods.method import Method
-from onebase.methods.registry import parse_method
 from onebase.statistics import PairedTest
-from onebase.tasks import Examples, Scores, Task, get_task
-from onebase.tasks.task import choose_option
-from onebase.training import checkpoint as checkpoints
-from onebase.training.job import Checked, History, Job
-from onebase.training.kernels import choose_kernels, kernels_of
+from onebase.tasks import Examples, Task, get_task
+from onebase.training.job import History
+from onebase.training.kernels import Kernels, choose_kernels
 from onebase.training.loop import Reporter, fit
-from onebase.training.settings import Settings, settings_for
-from onebase.training.warm import parent_method, read_parent
+from onebase.training.prepare import Prepared, discard, prepare
+from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.store import Store
-
-DEFAULT_METHOD = "lora"
-KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
 
 
 @dataclass(eq=False)
@@ -146,182 +136,54 @@ def train(
         TrainingError: the loss became infinite or NaN.
     """
     report = report or Reporter()
-    store = _store_of(name, store)
-    if resume and name is None:
-        raise ConfigError("resume=True needs name=: an interrupted run is found by the name it would be stored as")
-    parent = None if init_from is None else read_parent(base, init_from, store)
-    method = parent_method(parent, method) if parent else parse_method(method or DEFAULT_METHOD)
-    chosen_seed = settings.get("seed") or 0
-    found = _load(
-        data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
-        limit=limit, seed=chosen_seed,
+    prepared = prepare(
+        base, report, data=data, method=method, name=name, task=task, text=text, text_pair=text_pair, label=label,
+        prompt=prompt, completion=completion, limit=limit, max_length=max_length, template=template, pooling=pooling,
+        store=store, provenance=provenance, resume=resume, init_from=init_from, remember=remember, **settings,
     )  # fmt: skip
-    options = {key: settings.pop(key) for key in list(settings) if key in get_task(found.kind).options}
-    options |= {"max_length": max_length, "template": template, "pooling": pooling}
-    if parent:
-        found, options = parent.widened(found, options)
-    spec = make_task(base, found, **options)
-    chosen = settings_for(method.name, settings, base.anatomy.hidden_size)
-    examples = encode(base, spec, found)
-    if not len(examples["train"]) or not len(examples["validation"]):
-        raise DataError(
-            f"{found.source} leaves no rows for {'training' if not len(examples['train']) else 'validation'}"
-        )
-    attached = name or _free_name(base, method.name)
-    adapter = build_adapter(
-        base, f"{attached} (training)", method, spec, chosen.seed, frequent=_frequent(examples["train"]),
-        empty=parent is not None,
-    )  # fmt: skip
-    base._attach(adapter)
     try:
-        own = _own_scores(base, adapter, examples, found, report)
-        if parent:
-            report.note(parent.start(adapter))
-        identity = {"base": base.fingerprint(), "data": found.digest, "init_from": parent.digest if parent else None}
-        file = None if name is None else checkpoints.Checkpoint(checkpoints.place(store.root, name), identity, remember)
-        history = _fit(base, adapter, examples, chosen, report, file, resume, store.root)
-        _finish(base, adapter, examples["validation"])
+        kernels = kernels_for(base, [prepared])
+        fit(base, prepared.state, kernels, report, prepared.checkpoint)
+        return conclude(base, prepared)
     except BaseException:
-        base.remove(adapter.name)
+        discard(base, prepared)
         raise
-    if attached in base.adapters:
-        base.remove(attached)
-    base._rename(adapter, attached)
-    split = "test" if len(examples["test"]) else "validation"
-    adapter.fold()
-    result = evaluate_examples(base, attached, examples[split], split, own=own)
-    run = _result(base, adapter, method, spec, chosen, history, result, found, examples)
-    if name is not None:
-        _store(base, adapter, run, found, store, {**(provenance or {}), **(parent.facts() if parent else {})})
-        assert file is not None
-        file.remove()
-    return run
 
 
-def _store_of(name: str | None, store: Store | None) -> Store:
-    from onebase.store import Store
-
-    store = store or Store()
-    if name is not None:
-        store.check(name)
-    return store
-
-
-def _fit(
-    base: Base,
-    adapter: Adapter,
-    examples: dict[str, Examples],
-    settings: Settings,
-    report: Reporter,
-    checkpoint: checkpoints.Checkpoint | None,
-    resume: bool,
-    home: Path,
-) -> History:
-    """Train from the start, or go on from the checkpoint of an interrupted run."""
-    before = None
-    if checkpoint is not None:
-        checkpoint.identity |= {
-            "method": adapter.method.shorthand(), "settings": settings.plain(), "task": dict(adapter.task)
-        }  # fmt: skip
-        before = checkpoint.found() if resume else None
-        if resume and before is None:
-            report.note(f"no checkpoint of {checkpoint.path.stem}: starting from the beginning")
-        elif not resume and checkpoint.path.exists():
-            report.note(f"the interrupted run {checkpoint.path.stem} is replaced (resume would have gone on with it)")
-    if before:
-        kernels = kernels_of(base, before[1]["facts"]["kernels"])
-    else:
-        kernels = choose_kernels(base, adapter, examples["train"], settings, home / "measured.json")
-    job = Job(base, adapter, examples["train"], _scorer(base, adapter, examples), settings)
-    if before:
-        job.restore(before[0], before[1]["state"])
-        report.note(f"going on at step {job.history.steps} of {job.steps}")
-    if checkpoint is not None:
-        checkpoint.facts["kernels"] = kernels.facts()
-    return fit(base, job, kernels, report, checkpoint)
+def kernels_for(base: Base, runs: Sequence[Prepared]) -> Kernels:
+    """Choose how runs compute together: as an interrupted one did, else as is fastest for the first of them."""
+    first = runs[0]
+    kernels = next((run.kernels for run in runs if run.kernels), None) or choose_kernels(
+        base, first.adapter, first.examples["train"], first.state.settings, first.store.root / "measured.json"
+    )
+    for run in runs:
+        if run.checkpoint is not None:
+            run.checkpoint.facts["kernels"] = kernels.facts()
+    return kernels
 
 
-def _load(data: Any, *, seed: int, **options: Any) -> Data:
-    if isinstance(data, Data):
-        given = [key for key, value in options.items() if value is not None]
-        if given:
-            raise ConfigError(f"{', '.join(given)} given with data that is already loaded: pass them to load_data")
-        return data
-    return load(data, seed=seed, **options)
-
-
-def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
-    """Return the spec of an adapter's task for this data.
+def conclude(base: Base, prepared: Prepared) -> Run:
+    """Score a trained adapter beside its base, give it its name, and store it.
 
     Args:
         base: the base.
-        data: all splits.
-        given: max_length, template, pooling and options of the task; None means the default.
-
-    Raises:
-        ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places, an option
-            that this task does not have.
-        DataError, UnsupportedError: the data or the base does not fit the task.
+        prepared: a run whose last step was taken.
     """
-    given = {key: value for key, value in given.items() if value is not None}
-    task = get_task(data.kind)
-    for key in given.keys() - {"max_length", "template", "pooling"} - task.options.keys():
-        choices = ", ".join(task.options) or "no options"
-        raise ConfigError(f"{key} = {given[key]!r} has no meaning for {data.kind}, which has {choices}: leave it out")
-    spec = default_task(base) | {"kind": data.kind, "labels": list(data.labels)}
-    spec["pair"] = task.surface == "states" and data.train.text_pair is not None
-    spec |= dict(task.options) | given | {"template": given.get("template", "")}
-    longest = base.anatomy.stacks[0].position_limit
-    if "max_length" in given and (spec["max_length"] < 4 or (longest is not None and spec["max_length"] > longest)):
-        raise ConfigError(f"max_length = {spec['max_length']!r}: expected 4 to {longest or 'any number'} on this base")
-    choose_option("pooling", spec["pooling"], ("mean", "first", "last"))
-    if "pooling" in given and task.surface == "logits":
-        raise ConfigError(f"pooling = {given['pooling']!r} has no effect on {data.kind} data: leave it out")
-    spec = task.complete(spec, base, data, given)
-    places = [*task.places, *(["text_pair"] if spec["pair"] and "text" in task.places else [])]
-    missing = [place for place in places if spec["template"] and "{" + place + "}" not in spec["template"]]
-    if missing or (spec["template"] and not places):
-        raise ConfigError(f"template {spec['template']!r}: expected places for {places or 'nothing (plain text)'}")
-    return spec
-
-
-def _free_name(base: Base, stem: str) -> str:
-    name, count = stem, 1
-    while name in base.adapters:
-        count += 1
-        name = f"{stem}-{count}"
-    return name
-
-
-def _frequent(train: Examples) -> list[int]:
-    """Token ids of the training rows, the most frequent first."""
-    ids, counts = torch.tensor([i for row in train.rows for i in row.ids]).unique(return_counts=True)
-    return ids[counts.argsort(descending=True, stable=True)].tolist()
-
-
-def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter) -> Scores:
-    """Score the base alone: with a head that is fitted on its frozen states, from which the adapter's head starts.
-
-    The base keeps the last few results, because several adapters are often trained on the same data.
-    """
-    spec = adapter.task
-    key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
-    if key not in base._baselines:
-        report.note("scoring the base alone" + (", with its own head on frozen vectors" if adapter.head else ""))
-        head = get_task(spec["kind"]).base_head(base, spec, examples["train"], examples["validation"])
-        if head is not None:
-            head.to(base.device).requires_grad_(False)
-            found = run_examples(base, None, examples["validation"], 64, spec, head)
-            get_task(spec["kind"]).finish(spec, head, examples["validation"], found)
-        scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
-        while len(base._baselines) >= KEPT_BASELINES:
-            base._baselines.pop(next(iter(base._baselines)))
-        base._baselines[key] = (head, scores)
-    head, scores = base._baselines[key]
-    adapter.base_head = head
-    if head is not None and adapter.head is not None:
-        adapter.head.load_state_dict(head.state_dict())
-    return scores
+    adapter, examples = prepared.adapter, prepared.examples
+    _finish(base, adapter, examples["validation"])
+    if prepared.attached in base.adapters:
+        base.remove(prepared.attached)
+    base._rename(adapter, prepared.attached)
+    split = "test" if len(examples["test"]) else "validation"
+    adapter.fold()
+    result = evaluate_examples(base, adapter.name, examples[split], split, own=prepared.own)
+    run = _result(base, prepared, result)
+    if prepared.stored is not None:
+        facts = {**prepared.provenance, **(prepared.parent.facts() if prepared.parent else {})}
+        _store(base, adapter, run, prepared.data, prepared.store, facts)
+        assert prepared.checkpoint is not None
+        prepared.checkpoint.remove()
+    return run
 
 
 def _finish(base: Base, adapter: Adapter, validation: Examples) -> None:
@@ -331,28 +193,9 @@ def _finish(base: Base, adapter: Adapter, validation: Examples) -> None:
         task.finish(adapter.task, adapter.head, validation, run_examples(base, adapter.name, validation))
 
 
-def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
-    def run() -> Checked:
-        found = score(base, adapter.name, examples["validation"])
-        loss = float(found.metrics.get("loss", 0.0))
-        # 95 % of a normal lie within 1.96 standard errors on each side; a loss is compared exactly
-        noise = (found.interval[1] - found.interval[0]) / (2 * 1.96) if found.about.higher else 0.0
-        return Checked(found.rank, noise, {found.metric: found.value, "validation_loss": loss})
-
-    return run
-
-
-def _result(
-    base: Base,
-    adapter: Adapter,
-    method: Method,
-    spec: dict[str, Any],
-    settings: Settings,
-    history: History,
-    result: Evaluation,
-    data: Data,
-    examples: dict[str, Examples],
-) -> Run:
+def _result(base: Base, prepared: Prepared, result: Evaluation) -> Run:
+    adapter, data, examples, state = prepared.adapter, prepared.data, prepared.examples, prepared.state
+    spec = adapter.task
     assert result.base is not None
     notes = list(data.notes)
     cut = examples["train"].cut
@@ -368,7 +211,7 @@ def _result(
     return Run(
         name=adapter.name,
         ref="",
-        method=method.shorthand(),
+        method=adapter.method.shorthand(),
         kind=spec["kind"],
         split=result.split,
         metric=result.adapter.metric,
@@ -380,8 +223,8 @@ def _result(
         parameters=parameters,
         share=parameters / total,
         bytes=0,
-        history=history,
-        settings=settings,
+        history=state.history,
+        settings=state.settings,
         labels=adapter.labels,
         notes=notes,
         scores=result,
