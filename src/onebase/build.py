@@ -13,6 +13,7 @@ from onebase.core.contracts import AdapterModule
 from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.image_init import image_init
 from onebase.methods.method import Init, Method
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def build_adapter(
 
 def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool) -> Init:
     """Return what a method may draw on."""
+    if base.anatomy.stacks[0].patches is not None:
+        return image_init(base, seed, empty)
 
     def embed_ids(ids: Sequence[int]) -> Tensor:
         with torch.no_grad():
