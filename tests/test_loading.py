@@ -87,7 +87,8 @@ def test_a_real_decoder_writes_what_its_authors_printed() -> None:
     [
         lambda: BertModel(BertConfig(**SMALL)),
         lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-        lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),  # parts of a projection interleave
+        # parts of a projection interleave; compiling takes many seconds
+        pytest.param(lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)), marks=pytest.mark.slow),
     ],
     ids=["bert", "llama", "gpt-neox"],
 )
