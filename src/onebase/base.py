@@ -260,11 +260,13 @@ class Base:
         """Return the last hidden states (B, T, D) of the stack that classification reads, at the callers' tokens.
 
         Args:
-            batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them.
+            batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them; or pixel_values
+                (B, C, H, W) for a base that reads images.
             adapter: as in `use`.
         """
         stack = self.anatomy.stacks[0]
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+        known = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+        inputs = {k: batch[k] for k in known if k in batch}
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
         with self._installed.context.use(as_route(adapter, strip=True)):
@@ -272,7 +274,8 @@ class Base:
 
     def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
         """Return pooled states (B, D), float32."""
-        return pool(self.states(batch, adapter), batch["attention_mask"], pooling)
+        states = self.states(batch, adapter)
+        return pool(states, _real(batch, states), pooling)
 
     def outputs(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
         """Return per row what its adapter's head gives, or the pooled vector where there is no head. One forward.
@@ -282,11 +285,12 @@ class Base:
             names: B adapter names or None.
         """
         states = self.states(batch, names)
+        mask = _real(batch, states)
         out: list[Tensor | None] = [None] * len(names)
         for name in dict.fromkeys(names):
             rows = [i for i, other in enumerate(names) if other == name]
             spec, head = self._spec(name), None if name is None else self._adapters[name].head
-            values = get_task(spec["kind"]).read(head, states[rows], batch["attention_mask"][rows], spec)
+            values = get_task(spec["kind"]).read(head, states[rows], mask[rows], spec)
             for row, value in zip(rows, values):
                 out[row] = value
         return out  # type: ignore[return-value]
@@ -481,6 +485,12 @@ class _Named(Mapping[str, Adapter]):
 
     def __len__(self) -> int:
         return len(self._view)
+
+
+def _real(batch: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    """Return which tokens are real, (B, T): those of the mask, or all where images have none."""
+    mask = batch.get("attention_mask")
+    return torch.ones(states.shape[:2], dtype=torch.long, device=states.device) if mask is None else mask
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:

@@ -13,6 +13,7 @@ from onebase.core.contracts import AdapterModule
 from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.image_init import image_init
 from onebase.methods.method import Init, Method
 from onebase.tasks import get_task
 
@@ -73,6 +74,9 @@ def build_adapter(
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
     sites = method.select(list(base.anatomy.sites.values()))
+    refused = next((site for site in sites if site.unsupported), None)
+    if refused is not None:
+        raise UnsupportedError(f"{method.name} at {refused.name}: {refused.unsupported}")
     init = make_init(base, task, seed, frequent, empty)
     module = method.build(sites, init)
     if not isinstance(module, AdapterModule):
@@ -94,6 +98,8 @@ def build_adapter(
 
 def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool) -> Init:
     """Return what a method may draw on."""
+    if base.anatomy.stacks[0].patches is not None:
+        return image_init(base, seed, empty)
 
     def embed_ids(ids: Sequence[int]) -> Tensor:
         with torch.no_grad():
@@ -101,7 +107,7 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
 
     def embed(text: str) -> Tensor:
         ids = [] if empty else text_ids(base, text)
-        return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.hidden_size)
+        return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.stacks[0].width)
 
     def common(count: int) -> list[int]:
         return list(frequent[:count]) if frequent else vocabulary(base)[:count]

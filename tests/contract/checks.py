@@ -11,6 +11,7 @@ from families import FIRST, PAD, VOCABULARY
 from torch import Tensor, nn
 
 from onebase.base import Base
+from onebase.errors import UnsupportedError
 from onebase.methods.method import Method
 
 LOGITS = 1e-5  # largest difference of an output, float32
@@ -32,8 +33,23 @@ def disturb(module: nn.Module, seed: int, size: float = 0.1) -> None:
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
+def refused_at(base: Base, method: Method) -> str | None:
+    """Return the first part that the method needs and the base refuses; which ones it may refuse is a test's own."""
+    try:
+        chosen = method.select(list(base.anatomy.sites.values()))
+    except UnsupportedError:
+        chosen = [site for site in base.anatomy.sites.values() if site.kind == "kv"]
+    return next((site.part for site in chosen if site.unsupported), None)
+
+
+def carried(base: Base, methods: Mapping[str, Method]) -> dict[str, Method]:
+    """Return the methods that use no part which this family refuses."""
+    return {name: method for name, method in methods.items() if refused_at(base, method) is None}
+
+
 def attach(base: Base, methods: Mapping[str, Method], task: dict[str, Any] | None = None) -> list[str]:
-    """Add one disturbed adapter per method; return their names."""
+    """Add one disturbed adapter per method that the base carries; return their names."""
+    methods = carried(base, methods)
     for number, (name, method) in enumerate(methods.items()):
         disturb(base.add(name, method, task=task, seed=number).module, seed=100 + number)
     return list(methods)

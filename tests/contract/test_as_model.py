@@ -54,7 +54,7 @@ def arguments(folder, **settings) -> TrainingArguments:
 def test_parameters_and_state_are_the_adapters(family, tokenizer):
     """Parameters and state are those of adapter and head; the base is not in the module tree."""
     with Base(make(family), tokenizer) as base:
-        for name, method in every().items():
+        for name, method in checks.carried(base, every()).items():
             adapter = base.add(name, method, task=TASK)
             model = base.as_model(name)
             own = {id(p) for p in adapter.parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
-from families import ATTENTION, FAMILIES, make
+from families import NAMES, make, pairs
 from methods import every
 
 from onebase.base import Base
@@ -23,8 +23,7 @@ def all_dtypes(base: Base) -> set[torch.dtype]:
     return {t.dtype for a in base.adapters.values() for t in a.tensors().values()}
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attention"), pairs(NAMES))
 def test_a_bfloat16_base(family, attention, tokenizer):
     """Mixed equals alone within bfloat16, outputs keep the base's dtype, adapters and their gradients are float32."""
     with Base(make(family, attention).to(torch.bfloat16), tokenizer) as base:
@@ -43,8 +42,7 @@ def test_a_bfloat16_base(family, attention, tokenizer):
         assert all_dtypes(base) == {torch.float32}
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attention"), pairs(NAMES))
 def test_autocast(family, attention, tokenizer):
     """Under autocast a mixed batch equals each row alone, both near the float32 answer; gradients are float32."""
     with Base(make(family, attention), tokenizer) as base:

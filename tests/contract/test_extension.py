@@ -175,7 +175,7 @@ def test_foreign_methods_live_like_built_in_ones(family, others, tokenizer, tmp_
     before = checks.snapshot(model)
     with Base(model, tokenizer) as base:
         for method in NEW:
-            for name, setting in variants(method).items():
+            for name, setting in checks.carried(base, variants(method)).items():
                 checks.starts_at_the_base(base, name, setting)
                 checks.attach(base, {name: setting})
                 checks.trains_only_the_adapter(base, name)

@@ -7,7 +7,7 @@ import threading
 import checks
 import pytest
 import torch
-from families import ATTENTION, WRITERS, make
+from families import WRITERS, WRITING, make, pairs
 from methods import every, variants
 from transformers import TextIteratorStreamer
 
@@ -29,8 +29,7 @@ def prompts_for(count: int, seed: int = 7) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", WRITERS)
+@pytest.mark.parametrize(("family", "attention"), pairs(WRITING))
 def test_each_row_generates_as_if_alone(family, attention, mode, tokenizer):
     """A row of a mixed batch gets the tokens that it gets alone; with the cache and without."""
     settings = {**MODES[mode], "max_new_tokens": NEW, "return_ids": True}
@@ -81,8 +80,7 @@ def decode(base: Base, ids: torch.Tensor, mask: torch.Tensor, steps: torch.Tenso
     return found
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", WRITERS)
+@pytest.mark.parametrize(("family", "attention"), pairs(WRITING))
 def test_a_manual_decode_loop_equals_the_full_forward(family, attention, tokenizer):
     """Logits step by step over a cache equal one forward over all tokens under the same route."""
     with Base(make(family, attention), tokenizer) as base, torch.no_grad():

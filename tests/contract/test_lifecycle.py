@@ -5,12 +5,12 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
-from families import FAMILIES, WRITERS, make
+from families import CASES, FAMILIES, make
 from methods import every, variants
 
 from onebase.base import Base
 from onebase.core.contracts import KVDelta
-from onebase.errors import ConfigError, OnebaseError, UnknownNameError
+from onebase.errors import ConfigError, OnebaseError, UnknownNameError, UnsupportedError
 from onebase.methods import method_names
 from onebase.store import Store
 
@@ -20,7 +20,7 @@ from onebase.store import Store
 def test_life_of_an_adapter(family, method, tokenizer, tmp_path):
     """Start at the base, train alone, fold, save and load: every setting of a method on every family."""
     with Base(make(family), tokenizer) as base:
-        found = variants(method)
+        found = checks.carried(base, variants(method))
         for name, setting in found.items():
             checks.starts_at_the_base(base, name, setting)
         checks.attach(base, found)
@@ -47,10 +47,11 @@ def test_close_leaves_the_base_as_it_was(family, tokenizer):
     base = Base(model, tokenizer)
     names = checks.attach(base, every())
     checks.call_rows(base, checks.draw([*names, None]), "left")[0].sum().backward()
-    base.gradient_checkpointing(True)
+    if CASES[family].checkpoints:
+        base.gradient_checkpointing(True)
     out = checks.call_rows(base, checks.draw([*names, None]), "right")
     sum(o.sum() for o in out).backward()
-    if family in WRITERS:
+    if CASES[family].writes:
         base.generate([[5, 6, 7], [8, 9]], adapter=[names[0], names[-1]], max_new_tokens=2, return_ids=True)
     with base.use(names[0]):
         base.model(**call)
@@ -65,9 +66,17 @@ def test_close_leaves_the_base_as_it_was(family, tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_switched_off_leaves_no_trace(family):
-    """`gradient_checkpointing(True)` then `(False)` restores modes and attributes while the base stays open."""
+    """`gradient_checkpointing(True)` then `(False)` restores modes and attributes while the base stays open.
+
+    Families whose layers transformers cannot checkpoint say so, and nothing has changed.
+    """
     with Base(make(family)) as base:
         before = checks.snapshot(base.model)
+        if not CASES[family].checkpoints:
+            with pytest.raises(UnsupportedError, match="cannot checkpoint"):
+                base.gradient_checkpointing(True)
+            assert checks.differences(before, checks.snapshot(base.model)) == []
+            return
         base.gradient_checkpointing(True)
         assert checks.differences(before, checks.snapshot(base.model)) != []
         base.gradient_checkpointing(False)
@@ -87,7 +96,8 @@ def test_remove_takes_taps_and_attention_with_the_last_that_needs_them(family, t
         while names:
             base.remove(names.pop(0))
             kv = any(isinstance(d, KVDelta) for n in names for _, d in base.adapters[n].module.items())
-            assert base.model.config._attn_implementation == ("onebase:sdpa" if kv else "sdpa")
+            own = CASES[family].attention[-1]
+            assert base.model.config._attn_implementation == (f"onebase:{own}" if kv else own)
             for name in names:
                 assert torch.equal(checks.call_alone(base, row, name), alone[name])
         assert checks.differences(bare, checks.snapshot(base.model)) == []

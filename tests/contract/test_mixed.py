@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import checks
 import pytest
-from families import ATTENTION, FAMILIES, make
+from families import NAMES, make, pairs
 from methods import every
 
 from onebase.base import Base
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "attention"), pairs(NAMES, always=True))
 def test_mixed_batch_equals_rows_alone(family, attention, tokenizer):
     """Outputs and gradients of one batch with every method equal each row by itself."""
     with Base(make(family, attention), tokenizer) as base:

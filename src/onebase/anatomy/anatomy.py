@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from onebase.anatomy.families import FAMILIES
-from onebase.anatomy.rows import Family, StackRow, SubLayer
+from onebase.anatomy.rows import Family, Part, Projection, StackRow, SubLayer, Untapped
 from onebase.core.site import NormInfo, Ref, Site, Stack
 from onebase.errors import UnsupportedError, nearest
 
@@ -24,7 +25,7 @@ class Anatomy:
         sites: every site, by name.
         kv_modules: the modules that call the attention function, with their 'kv' site.
         pooling: default way to make one vector of a sequence.
-        hidden_size: D.
+        hidden_size: D of the states that heads read.
     """
 
     model_type: str
@@ -59,6 +60,9 @@ def dissect(model: Any) -> Anatomy:
         raise UnsupportedError(
             f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"
         )
+    refusal = family.refusal(config)
+    if refusal:
+        raise UnsupportedError(f"{config.model_type}: {refusal}")
     backbone = model.base_model
     prefix = next(name for name, module in model.named_modules(remove_duplicate=False) if module is backbone)
     finder = _Finder(model, prefix)
@@ -74,12 +78,7 @@ def dissect(model: Any) -> Anatomy:
             sites[site.name] = site
             if core is not None:
                 kv_modules.append((core, site))
-    width = _embedding_width(stacks[0])
-    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, width)
-
-
-def _embedding_width(stack: Stack) -> int:
-    return int(stack.embed.weight.shape[1])  # type: ignore[union-attr,index]
+    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, stacks[0].hidden)
 
 
 class _Finder:
@@ -104,22 +103,46 @@ class _Finder:
         except AttributeError as error:
             raise UnsupportedError(f"{type(self.model).__name__} has no module {path!r}: {error}") from None
 
+    def layers(self, row: StackRow) -> list[str]:
+        """Return the paths of a stack's layers; every '*' stands for all children of the list before it."""
+        paths = [self.join(self.prefix, row.path)]
+        for name in [*row.layers.split("."), "*"]:
+            if name == "*":
+                paths = [self.join(path, child) for path in paths for child, _ in self.get(path).named_children()]
+            else:
+                paths = [self.join(path, name) for path in paths]
+        return paths
+
     def stack(self, row: StackRow, feeds: str) -> Stack:
         path = self.join(self.prefix, row.path)
         module = self.get(path)
+
+        def inside(name: str) -> nn.Module | None:
+            return self.get(self.join(path, name)) if name else None
+
+        embed = self.get(self.join(path, row.embed))
+        width = int(embed.weight.shape[1]) if row.width is None else row.width  # type: ignore[union-attr,index]
+        patches = inside(row.pixels.module) if row.pixels else None
         pooler = getattr(module, row.pooler, None) if row.pooler else None
-        layers = self.get(self.join(path, row.layers))
         return Stack(
             name=row.name,
             path=path,
             module=module,
             causal=row.causal,
-            embed=self.get(self.join(path, row.embed)),
+            embed=embed,
+            width=width,
+            hidden=width if row.hidden is None else row.hidden,
             position_start=row.position_start,
             position_limit=row.position_limit,
+            positions=inside(row.position_module),
+            position_offset=row.position_offset,
             feeds=feeds,
             pooler=pooler,
-            layers=tuple(layers.children()),
+            pooled=inside(row.pooler_reads) if pooler is not None else None,
+            patches=patches,
+            count=partial(row.pixels.count, patches) if row.pixels else None,
+            before=row.pixels.before if row.pixels else 0,
+            layers=tuple(self.get(layer) for layer in self.layers(row)),
             layer_dropout=row.layer_dropout,
         )
 
@@ -128,25 +151,10 @@ def _sites(
     row: StackRow, stack: Stack, finder: _Finder, family: Family, config: object
 ) -> Iterator[tuple[Site, nn.Module | None]]:
     """Yield (site, attention module or None) of one stack."""
-    width = _embedding_width(stack)
-    path = finder.join(stack.path, row.embed)
-    yield (
-        Site(
-            f"{row.name}/embeddings",
-            "embeddings",
-            row.name,
-            -1,
-            "",
-            "embeddings",
-            path,
-            stack.embed,
-            width,
-            width,
-        ),
-        None,
-    )
-    for index, layer in enumerate(stack.layers):
-        root = finder.join(stack.path, row.layers, str(index))
+    path, width = finder.join(stack.path, row.embed), stack.width
+    name = f"{row.name}/embeddings"
+    yield Site(name, "embeddings", row.name, -1, "", "embeddings", path, stack.embed, width, width), None
+    for index, (root, layer) in enumerate(zip(finder.layers(row), stack.layers, strict=True)):
         hidden = 0
         for sub in row.sublayers:
             for site, core in _sublayer_sites(sub, row.name, index, root, finder, family, config):
@@ -157,36 +165,68 @@ def _sites(
 
 
 def _sublayer_sites(
-    sub: SubLayer, stack: str, index: int, root: str, finder: _Finder, family: Family, config: object
+    sub: SubLayer, stack: str, index: int, root: str, finder: _Finder, family: Family, config: Any
 ) -> Iterator[tuple[Site, nn.Module | None]]:
     at = f"{stack}/{index}/{sub.name}"
     where = (stack, index, sub.name)
-    width = 0
+    width = int(config.hidden_size)
     for part, projection in sub.parts.items():
-        relative, number, of = projection if isinstance(projection, tuple) else (projection, 0, 1)
-        path = finder.join(root, relative)
-        module = finder.get(path)
-        d_in, d_out = _features(module)
-        span = None if of == 1 else (number * d_out // of, (number + 1) * d_out // of)
-        d_out = d_out // of
-        yield Site(f"{at}/{part}", "linear", *where, part, path, module, d_in, d_out, span), None
-        width = d_out if part in ("o", "down") else width
+        site = _linear(at, where, part, projection, root, finder)
+        if part in sub.groupwise:
+            own = sub.groupwise[part]
+            site = replace(site, groupwise=replace(own, path=finder.join(root, own.path)))
+        yield site, None
+        width = site.d_out if part in ("o", "down") and not site.unsupported else width
     for part, relative in sub.norms.items():
         path = finder.join(root, relative)
         module = finder.get(path)
         info = _norm_info(module)
         if info is not None:
-            yield Site(f"{at}/{part}", "norm", *where, part, path, module, width, width, norm=info), None
+            d = int(module.weight.shape[0])  # type: ignore[union-attr,index]
+            yield Site(f"{at}/{part}", "norm", *where, part, path, module, d, d, norm=info), None
     residual = Ref(finder.join(root, sub.residual.path), sub.residual.index)
     path = finder.join(root, sub.exit)
     yield Site(at, "exit", *where, "exit", path, finder.get(path), width, width, residual=residual), None
     if sub.core:
-        heads, dim = family.heads(config)
+        heads, dim = sub.heads or family.heads(config)
         path = finder.join(root, sub.core)
         core = finder.get(path)
         refusal = family.prefix_refusal(config) or None
         site = Site(f"{at}/kv", "kv", *where, "kv", path, core, heads=heads, head_dim=dim, unsupported=refusal)
         yield site, core
+
+
+def _linear(
+    at: str, where: tuple[str, int, str], part: str, projection: Projection, root: str, finder: _Finder
+) -> Site:
+    """Return the site of one projection."""
+    name = f"{at}/{part}"
+    if isinstance(projection, Untapped):
+        path = finder.join(root, projection.path)
+        return Site(name, "linear", *where, part, path, finder.get(path), unsupported=projection.reason)
+    relative = (
+        projection
+        if isinstance(projection, str)
+        else projection[0]
+        if isinstance(projection, tuple)
+        else projection.path
+    )
+    path = finder.join(root, relative)
+    module = finder.get(path)
+    d_in, d_out = _features(module)
+    span: tuple[int, int] | None = None
+    index: Tensor | None = None
+    if isinstance(projection, tuple):
+        _, number, of = projection
+        span = (number * d_out // of, (number + 1) * d_out // of)
+    elif isinstance(projection, Part):
+        span = projection.features if isinstance(projection.features, tuple) else None
+        index = None if isinstance(projection.features, tuple) else projection.features
+    if span is not None:
+        d_out = span[1] - span[0]
+    elif index is not None:
+        d_out = len(index)
+    return Site(name, "linear", *where, part, path, module, d_in, d_out, span, index)
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

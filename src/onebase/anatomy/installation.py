@@ -16,10 +16,12 @@ from onebase.anatomy import attention
 from onebase.anatomy.anatomy import Anatomy
 from onebase.core.anchor import Anchor
 from onebase.core.checkpoint import ATTRIBUTE, CHECKPOINTED, unwrap_checkpoints
+from onebase.core.groupwise import PerGroup
 from onebase.core.plan import Routed
 from onebase.core.route import Route, RouteContext, Runtime
-from onebase.core.site import Site
+from onebase.core.site import Groupwise, Site
 from onebase.core.tap import Catch, Tap
+from onebase.errors import UnsupportedError
 
 _ABSENT = object()  # an attribute that a layer object did not have of its own
 
@@ -45,6 +47,7 @@ class Installation:
         self.runtime, self.context = Runtime(), RouteContext()
         self.taps: dict[str, Tap] = {}
         self.catches: dict[str, Catch] = {}
+        self.per_group: dict[Groupwise, PerGroup] = {}
         self.by_number = by_number
         feeding = {stack.feeds: stack for stack in anatomy.stacks if stack.feeds}
         self.anchors = [
@@ -63,7 +66,7 @@ class Installation:
         model.eval()  # base dropout is off while adapters train, or joint training could not equal training alone
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        self._checkpoint_flags: list[tuple[nn.Module, str, Any]] = []
+        self._checkpoint_flags: list[tuple[Any, str, Any]] = []  # (layer or config, attribute, value)
 
     # -- adapter_ids among the inputs of the whole model ---------------------------------------------------------
 
@@ -98,6 +101,10 @@ class Installation:
         if site.residual is not None and str(site.residual) not in self.catches:
             module = self.model.get_submodule(site.residual.path)
             self.catches[str(site.residual)] = Catch(module, site.residual, self.runtime)
+        shared = site.groupwise
+        if shared is not None and shared not in self.per_group:
+            module = self.model.get_submodule(shared.path)
+            self.per_group[shared] = PerGroup(module, shared.method, shared.rows, self.runtime)
 
     def release(self, still: set[str]) -> None:
         """Take away taps that serve none of the sites in `still`, and the attention function when unused."""
@@ -108,6 +115,8 @@ class Installation:
             tap.sites = [site for site in tap.sites if site.name in still]
         for key in set(self.catches) - {str(site.residual) for site in sites if site.residual}:
             self.catches.pop(key).handle.remove()
+        for shared in set(self.per_group) - {site.groupwise for site in sites}:
+            self.per_group.pop(shared).remove()
         if not any(site.kind == "kv" for site in sites):
             self._restore_attention()
 
@@ -178,6 +187,9 @@ class Installation:
 
         transformers checkpoints only layers that are in training mode; only the layer objects are put there, so
         dropout inside them stays off, and a rate that the layer's own forward applies is set to 0 meanwhile.
+
+        Raises:
+            UnsupportedError: transformers cannot checkpoint the layers of this family.
         """
         unwrap_checkpoints(layer for stack in self.anatomy.stacks for layer in stack.layers)
         for module, name, value in reversed(self._checkpoint_flags):
@@ -189,18 +201,27 @@ class Installation:
         if not enable:
             return
         from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [layer for stack in self.anatomy.stacks for layer in stack.layers]
+        if not all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):
+            raise UnsupportedError(
+                f"transformers cannot checkpoint the layers of {self.anatomy.model_type} "
+                f"({type(layers[0]).__name__}): leave gradient checkpointing off, or take smaller batches"
+            )
 
         def function(*args: Any) -> Any:
             return checkpoint(*args, use_reentrant=False)
 
         for stack in self.anatomy.stacks:
             for layer in stack.layers:
-                settings: dict[str, Any] = {CHECKPOINTED: True, "training": True, ATTRIBUTE: function}
-                if stack.layer_dropout:
-                    settings[stack.layer_dropout] = 0.0
-                for name, value in settings.items():
-                    self._checkpoint_flags.append((layer, name, layer.__dict__.get(name, _ABSENT)))
-                    setattr(layer, name, value)
+                settings = [(layer, CHECKPOINTED, True), (layer, "training", True), (layer, ATTRIBUTE, function)]
+                for rate in stack.layer_dropout:
+                    owner = layer.config if rate.startswith("config.") else layer
+                    settings.append((owner, rate.removeprefix("config."), 0.0))  # type: ignore[arg-type]
+                for owner, name, value in settings:
+                    self._checkpoint_flags.append((owner, name, owner.__dict__.get(name, _ABSENT)))
+                    setattr(owner, name, value)
 
     @contextmanager
     def without_checkpointing(self) -> Iterator[None]:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
 from onebase.core.layout import Layout, make_layout
-from onebase.core.plan import Plan, Routed, lower
+from onebase.core.plan import Group, Plan, Routed, lower
 from onebase.core.route import Frame, Route, RouteContext, Runtime
 from onebase.core.site import Stack
 from onebase.errors import RouteError, UnsupportedError
 
 MEMO = "_onebase_layout"  # attribute of a KV cache: where virtual tokens sit in it
+POOLED = "pooled"  # among the caught tensors of a plan: the states whose first token the pooler gets
 
 
 class Anchor:
@@ -57,6 +58,14 @@ class Anchor:
         ]
         if stack.pooler is not None:
             self.handles.append(stack.pooler.register_forward_pre_hook(self.pool))
+        if stack.pooled is not None:
+            self.handles.append(stack.pooled.register_forward_hook(self.keep_pooled))
+        if stack.positions is not None:
+            place: Any = torch.compiler.disable(self.place)
+            self.handles.append(stack.positions.register_forward_hook(place))
+        if stack.patches is not None:
+            patch: Any = torch.compiler.disable(self.patch)
+            self.handles.append(stack.patches.register_forward_hook(patch))
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lower the route of this call and rewrite its arguments where an adapter has virtual tokens."""
@@ -98,19 +107,30 @@ class Anchor:
                 "base.bind(name).generate, or base.gradient_checkpointing(False) first"
             )
 
-    def _lower(self, route: Route, call: dict[str, Any]) -> Plan:
+    def _source(self, call: dict[str, Any]) -> tuple[Tensor, int]:
+        """Return the tensor whose first dimension is the rows, and the number of tokens that it makes."""
+        if self.stack.count is not None:
+            pixels = call.get("pixel_values")
+            if pixels is None:
+                raise RouteError(f"{self.stack.name}: the call has no pixel_values")
+            return pixels, self.stack.count(pixels)
         source = call.get("inputs_embeds") if call.get("input_ids") is None else call.get("input_ids")
         if source is None:
             raise RouteError(f"{self.stack.name}: the call has neither input_ids nor inputs_embeds")
-        rows, columns = source.shape[0], source.shape[1]
-        plan = lower(route.per_row(rows), self.find, source.device)
+        return source, source.shape[1]
+
+    def _lower(self, route: Route, call: dict[str, Any]) -> Plan:
+        source, columns = self._source(call)
+        plan = lower(route.per_row(source.shape[0]), self.find, source.device)
         self._refuse_packing(plan, call)
         mask = call.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self._repair_positions(call, mask, columns)
-        self._insert_prompts(plan, route, call, source)
+        self._insert_prompts(plan, route, call, source, columns)
         self._follow_encoder(plan, call)
         self._locate(plan, call, columns)
+        if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
+            plan.positions = call.pop("position_ids", None)
         return plan
 
     def _refuse_packing(self, plan: Plan, call: dict[str, Any]) -> None:
@@ -137,7 +157,7 @@ class Anchor:
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
-    def _insert_prompts(self, plan: Plan, route: Route, call: dict[str, Any], source: Tensor) -> None:
+    def _insert_prompts(self, plan: Plan, route: Route, call: dict[str, Any], source: Tensor, columns: int) -> None:
         groups = [g for g in plan.groups if self.stack.name in g.adapter.prompts]
         cache, past = call.get("past_key_values"), cache_length(call)
         memo = getattr(cache, MEMO, None)
@@ -145,33 +165,46 @@ class Anchor:
             if memo is not None:
                 raise RouteError("this cache holds virtual tokens of an adapter that the call no longer routes to")
             return
-        virtual = {id(g): g.adapter.deltas[g.adapter.prompts[self.stack.name]].tokens() for g in groups}  # type: ignore[union-attr]
         lengths = torch.zeros(plan.batch, dtype=torch.long, device=source.device)
         for g in groups:
-            g.at.prompt_length = len(virtual[id(g)])
+            g.at.prompt_length = len(self._virtual(g))
             lengths[slice(None) if g.rows is None else g.rows] = g.at.prompt_length
         mask = self._plain_mask(call, past, source)
         if past:
-            self._continue(plan, memo, lengths, call, mask, source.shape[1])
+            self._continue(plan, memo, lengths, call, mask, columns)
             return
-        layout = plan.layout = make_layout(lengths, mask, source.shape[1], self.stack.causal)
+        layout = plan.layout = make_layout(lengths, mask, columns, self.stack.causal, self.stack.before)
+        plan.strip = not self.stack.feeds or route.strip
+        real = lengths.new_ones(plan.batch, columns) if mask is None else mask
+        call["attention_mask"] = layout.spread_mask(real)
+        if self.stack.patches is not None:  # images become tokens later: `patch` inserts there
+            return
         embeds = call.get("inputs_embeds")
         embeds = self.stack.embed(source) if embeds is None else embeds
-        out = layout.spread(embeds)
-        for g in groups:
-            tokens = virtual[id(g)].to(out.dtype)
-            row = torch.arange(plan.batch, device=out.device) if g.rows is None else g.rows
-            place = layout.virtual(row, len(tokens))
-            out = out.index_put((row[:, None].expand_as(place), place), tokens.expand(len(row), *tokens.shape))
-        call["inputs_embeds"], call["input_ids"] = out, None
-        real = source.new_ones(source.shape[:2], dtype=torch.long) if mask is None else mask
-        call["attention_mask"] = layout.spread_mask(real)
+        call["inputs_embeds"], call["input_ids"] = self._with_virtual(plan, embeds), None
         self._move_positions(layout, call)
         if call.get("token_type_ids") is not None:
             call["token_type_ids"] = layout.spread(call["token_type_ids"])
-        plan.strip = not self.stack.feeds or route.strip
         if cache is not None:
             setattr(cache, MEMO, layout)
+
+    def _virtual(self, group: Group) -> Tensor:
+        """Return the virtual tokens of a group in this stack, (P, D)."""
+        return group.adapter.deltas[group.adapter.prompts[self.stack.name]].tokens()  # type: ignore[union-attr]
+
+    def _with_virtual(self, plan: Plan, embeds: Tensor) -> Tensor:
+        """Return (B, T + Pmax, D): embedded tokens (B, T, D) with every row's virtual tokens among them."""
+        layout = plan.layout
+        assert layout is not None
+        out = layout.spread(embeds)
+        for g in plan.groups:
+            if self.stack.name not in g.adapter.prompts:
+                continue
+            tokens = self._virtual(g).to(out.dtype)
+            row = torch.arange(plan.batch, device=out.device) if g.rows is None else g.rows
+            place = layout.virtual(row, len(tokens))
+            out = out.index_put((row[:, None].expand_as(place), place), tokens.expand(len(row), *tokens.shape))
+        return out
 
     def _plain_mask(self, call: dict[str, Any], past: int, source: Tensor) -> Tensor | None:
         mask = call.get("attention_mask")
@@ -288,7 +321,30 @@ class Anchor:
         plan = self.runtime.plan
         if plan is None or plan.layout is None:
             return None
+        if self.stack.pooled is not None:
+            return (plan.layout.gather(plan.caught[POOLED])[:, 0], *args[1:])
         return (plan.layout.gather(args[0]), *args[1:])
+
+    def keep_pooled(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Keep the states for a pooler that is called with their first token only."""
+        plan = self.runtime.plan
+        if plan is not None and plan.layout is not None:
+            plan.caught[POOLED] = output[0]
+
+    # -- inside the call -----------------------------------------------------------------------------------------
+
+    def place(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Embed the positions of real tokens in place of the numbers of columns."""
+        plan = self.runtime.plan
+        if plan is None or plan.positions is None:
+            return None
+        rows = plan.positions + self.stack.position_offset
+        return nn.functional.embedding(rows, module.weight)  # type: ignore[arg-type]
+
+    def patch(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Insert virtual tokens among those that images were made into."""
+        plan = self.runtime.plan
+        return None if plan is None or plan.layout is None else self._with_virtual(plan, output)
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Give callers their T positions back and forget the plan; runs also when the call raised."""

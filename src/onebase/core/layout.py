@@ -21,7 +21,7 @@ class Layout:
     Attributes:
         lengths: (B,) P_i.
         width: Pmax.
-        start: (B,) s_i, the first real column of each row.
+        start: (B,) s_i, the column before which the virtual tokens go: each row's first real one, or a later one.
         offset: (B,) dead columns on the left.
         columns: T, columns of the original call.
     """
@@ -81,7 +81,7 @@ class Layout:
         return values.gather(dim, place.reshape(shape).expand(target))
 
 
-def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool) -> Layout:
+def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool, before: int = 0) -> Layout:
     """Decide where virtual tokens go.
 
     Args:
@@ -90,6 +90,7 @@ def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool
         columns: T.
         causal: an unpadded batch of a causal stack is treated as padded on the left, so that the last column stays
             the last token of every row and generation can append to it.
+        before: real tokens of each row that stay in front of its virtual tokens.
     """
     rows = len(lengths)
     if mask is None:
@@ -99,6 +100,7 @@ def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool
         real = mask.bool()
         start = torch.where(real.any(1), real.long().argmax(1), 0)
         left = bool((start > 0).any()) or (causal and bool(real.all()))
+    start = start + before
     width = int(lengths.max())
     offset = width - lengths if left else torch.zeros_like(lengths)
     return Layout(lengths, width, start, offset, columns)

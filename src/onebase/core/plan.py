@@ -68,6 +68,7 @@ class Plan:
         order: inverse permutation of [group rows ..., plain rows], when they are not contiguous.
         plain: rows without an adapter (index tensor), when not contiguous.
         layout: where virtual tokens went, or None.
+        positions: (B, T) position of each token, for stacks whose position embedding counts columns, or None.
         caught: residual tensors of the layer being computed, by where they were caught.
     """
 
@@ -77,6 +78,7 @@ class Plan:
     order: Tensor | None = None
     plain: Tensor | None = None
     layout: Layout | None = None
+    positions: Tensor | None = None
     row_group: Tensor | None = None  # (B,) index into groups, len(groups) for plain rows
     has_kv: bool = False
     caught: dict[str, Tensor] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +34,21 @@ class NormInfo:
     has_bias: bool
 
 
+@dataclass(frozen=True)
+class Groupwise:
+    """A method of a module that calls tapped projections on inputs that have no batch rows.
+
+    Attributes:
+        path: module path.
+        method: name of the method.
+        rows: how many of its first arguments are row-major, (B * k, ...), as its result is.
+    """
+
+    path: str
+    method: str
+    rows: int
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """A named place in the base. Read-only: `weight` and `bias` are copies or views that nobody may change.
@@ -43,8 +59,12 @@ class Site:
         stack, layer, sublayer, part: the components of the name ('' and -1 where they do not apply).
         path: module path from the model's root; the tap hooks this module's output.
         d_in, d_out: features of the module's input and of the value at the site.
-        span: features of the module's output that belong to this site, for fused projections.
+        span: features of the module's output that belong to this site, for fused projections: (start, stop).
+        index: the same where they do not lie side by side (q, k and v interleaved per head): (d_out,) feature numbers
+            in the order of this part's own features. A site has a span or an index, never both.
         heads, head_dim: of keys and values, for 'kv' sites.
+        groupwise: a computation that calls this site's module on inputs without batch rows, or None.
+        unsupported: why nothing can be tapped here; adding an adapter that needs this site raises with it.
     """
 
     name: str
@@ -58,14 +78,47 @@ class Site:
     d_in: int = 0
     d_out: int = 0
     span: tuple[int, int] | None = None
+    index: Tensor | None = field(repr=False, default=None)
     residual: Ref | None = None
     norm: NormInfo | None = None
     heads: int = 0
     head_dim: int = 0
-    unsupported: str | None = None  # why nothing can be tapped here
+    groupwise: Groupwise | None = None
+    unsupported: str | None = None
+    _moved: dict[torch.device, Tensor] = field(repr=False, default_factory=dict)  # `index` by device
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the module's output holds more than this site."""
+        return self.span is not None or self.index is not None
+
+    def take(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Return this site's features of the module's output along `dim`: a view of a span, a copy of an index."""
+        if self.span is not None:
+            return values.narrow(dim, self.span[0], self.span[1] - self.span[0])
+        return values if self.index is None else values.index_select(dim, self._index_on(values.device))
+
+    def put(self, values: Tensor, part: Tensor) -> None:
+        """Write this site's features (..., d_out) into `values`, the module's whole output, in place."""
+        if self.span is not None:
+            values[..., self.span[0] : self.span[1]] = part
+        elif self.index is not None:
+            values.index_copy_(-1, self._index_on(values.device), part)
+        else:
+            values.copy_(part)
+
+    def _index_on(self, device: torch.device) -> Tensor:
+        assert self.index is not None
+        if self.index.device == device:
+            return self.index
+        if device not in self._moved:  # a copy per call would wait for the device
+            self._moved[device] = self.index.to(device)
+        return self._moved[device]
 
     def weight(self) -> Tensor:
-        """Return W, (d_out, d_in), detached, dequantized where the base is quantized, of this site's span only.
+        """Return W, (d_out, d_in), detached, dequantized where the base is quantized, of this site's features only.
+
+        A view where the features lie side by side, a copy where they are interleaved.
 
         Raises:
             UnsupportedError: the tensor is not resident (offloaded) or is no matrix.
@@ -73,14 +126,11 @@ class Site:
         weight = self._tensor("weight")
         if weight.dim() == 2 and _is_conv1d(self.module):
             weight = weight.t()  # transformers' Conv1D stores (in, out)
-        return weight if self.span is None else weight[self.span[0] : self.span[1]]
+        return self.take(weight, 0)
 
     def bias(self) -> Tensor | None:
-        """Return the bias (d_out,) of this site's span, detached, or None."""
-        if getattr(self.module, "bias", None) is None:
-            return None
-        bias = self._tensor("bias")
-        return bias if self.span is None else bias[self.span[0] : self.span[1]]
+        """Return the bias (d_out,) of this site's features, detached, or None."""
+        return None if getattr(self.module, "bias", None) is None else self.take(self._tensor("bias"), 0)
 
     def _tensor(self, name: str) -> Tensor:
         tensor = getattr(self.module, name, None)
@@ -109,13 +159,21 @@ class Stack:
         name: 'encoder' or 'decoder'.
         path: module path from the model's root ('' is the model itself).
         causal: tokens see only earlier tokens.
-        embed: the token embedding module.
-        position_start: first position id, or None where the stack takes no `position_ids`.
-        position_limit: number of learned positions, or None where positions are computed.
+        embed: the token embedding module; where images are read, the one that embeds patches.
+        width: D of an embedded token, and so of a virtual one.
+        hidden: D of the states that the stack returns.
+        position_start: first position id, or None where positions need not be counted.
+        position_limit: number of positions that exist, or None where there is no limit.
+        positions: learned position embedding that counts columns because the stack takes no `position_ids`, or None.
+        position_offset: row of that embedding's weight that holds position 0.
         feeds: name of the stack whose cross-attention reads this one's states, or ''.
         pooler: module that reads the first token inside the stack, or None.
+        pooled: module whose output the pooler gets only the first token of, None where it is called with all states.
+        patches: module that makes tokens of images, positions included, or None.
+        count: images (B, C, H, W) -> T, where there is `patches`.
+        before: tokens that stay in front of virtual tokens.
         layers: the layer modules, for gradient checkpointing.
-        layer_dropout: attribute of a layer object that holds a dropout rate it applies itself, or ''.
+        layer_dropout: attributes of a layer object (or of its config) with dropout rates that it applies itself.
     """
 
     name: str
@@ -123,12 +181,20 @@ class Stack:
     module: Any = field(repr=False)
     causal: bool = False
     embed: Any = field(repr=False, default_factory=nn.Identity)
+    width: int = 0
+    hidden: int = 0
     position_start: int | None = 0
     position_limit: int | None = None
+    positions: nn.Module | None = field(repr=False, default=None)
+    position_offset: int = 0
     feeds: str = ""
     pooler: nn.Module | None = field(repr=False, default=None)
+    pooled: nn.Module | None = field(repr=False, default=None)
+    patches: nn.Module | None = field(repr=False, default=None)
+    count: Callable[[Tensor], int] | None = field(repr=False, default=None)
+    before: int = 0
     layers: tuple[nn.Module, ...] = field(repr=False, default=())
-    layer_dropout: str = ""
+    layer_dropout: tuple[str, ...] = ()
 
 
 def standardize(x: Tensor, norm: NormInfo) -> Tensor:

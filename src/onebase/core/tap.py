@@ -42,15 +42,14 @@ class Tap:
         new = h
         for site in self.sites:
             x = first_tensor(args, kwargs, 0) if site.residual is None else plan.caught.get(str(site.residual))
-            if site.span is None:
+            if not site.is_part:
                 new = plan.apply(x, new, site.name)
                 continue
-            start, stop = site.span
-            part = new[..., start:stop]
+            part = site.take(h)  # of h: parts do not overlap, and a delta may keep what it read for its backward
             changed = plan.apply(x, part, site.name)
             if changed is not part:
                 new = new.clone() if new is h else new
-                new[..., start:stop] = changed
+                site.put(new, changed)
         if new is h:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
