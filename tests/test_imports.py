@@ -17,7 +17,7 @@ LAYERS = [
     {"methods"},
     {"heads", "adapter", "extend"},
     {"store", "data", "encode", "statistics"},
-    {"base", "build", "bound", "as_model", "generation", "storing", "loading"},
+    {"base", "build", "bound", "as_model", "generation", "storing", "loading", "words"},
     {"training", "evaluation", "examples", "baseline"},
     {"demo"},
     {"cli", "__main__"},

@@ -222,6 +222,11 @@ class Base:
         if self._closed:
             raise OnebaseError("this base is closed; load it again")
 
+    def tokenizer_of(self, name: str | None) -> Any:
+        """Return the tokenizer that texts of an adapter are cut with: the base's, or its own view with words added."""
+        own = None if name is None else self.adapters[name].tokenizer
+        return self.tokenizer if own is None else own
+
     # -- routes --------------------------------------------------------------------------------------------------
 
     def _check(self, names: AdapterNames) -> None:
@@ -231,12 +236,16 @@ class Base:
                 self.adapters[name]
 
     @contextmanager
-    def use(self, adapter: AdapterNames, *, repeat: int = 1) -> Iterator[Base]:
+    def use(
+        self, adapter: AdapterNames, *, repeat: int = 1, prompts: Sequence[int] | None = None
+    ) -> Iterator[Base]:
         """Route every call of this thread or task inside the block.
 
         Args:
             adapter: one name (None: the plain base) for all rows, or one entry per row.
             repeat: how often generation repeats each row (`num_beams`, or `num_return_sequences`).
+            prompts: real tokens of each row's prompt, where the call holds more than it: methods that change the last
+                positions of a prompt (loreft) need it when a text is written without a cache. None: the whole row.
 
         Raises:
             UnknownNameError: before any computing.
@@ -244,7 +253,7 @@ class Base:
         self._check(adapter)
         if repeat < 1:
             raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
-        with self._installed.context.use(as_route(adapter, repeat)):
+        with self._installed.context.use(as_route(adapter, repeat, prompts=prompts)):
             yield self
 
     def bind(self, adapter: AdapterNames, function: Callable[..., Any] | None = None) -> Bound:
@@ -377,7 +386,7 @@ class Base:
             mine = [i for i, other in enumerate(names) if other == name]
             task = default_task(self) if name is None else self._adapters[name].task
             second = None if pairs is None else [pairs[i] for i in mine]
-            for i, row in zip(mine, encode_texts(self.tokenizer, task, [texts[i] for i in mine], second)):
+            for i, row in zip(mine, encode_texts(self.tokenizer_of(name), task, [texts[i] for i in mine], second)):
                 rows[i] = row
         return rows  # type: ignore[return-value]
 

@@ -14,6 +14,7 @@ from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.method import Init, Method
+from onebase.words import view, word_ids
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -72,7 +73,8 @@ def build_adapter(
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
     sites = method.select(list(base.anatomy.sites.values()))
-    init = make_init(base, task, seed, frequent, empty)
+    own = view(base.tokenizer, method.vocabulary())
+    init = make_init(base, task, seed, frequent, empty, own)
     module = method.build(sites, init)
     if not isinstance(module, AdapterModule):
         raise ConfigError(f"{method.name}.build returned {type(module).__name__}: expected an AdapterModule")
@@ -81,18 +83,20 @@ def build_adapter(
         raise ConfigError(f"{method.name}.build made deltas for unknown sites: {', '.join(strange[:5])}")
     if empty:
         module = module.fold()
-    own = {p.data_ptr() for p in base.model.parameters()}
-    if any(p.data_ptr() in own for p in module.parameters()):
+    taken = {p.data_ptr() for p in base.model.parameters()}
+    if any(p.data_ptr() in taken for p in module.parameters()):
         raise UnsupportedError(
             f"{method.name} took a tensor of the base as a parameter: clone what site.weight() gives"
         )
     module.to(base.device, torch.float32)
-    adapter = Adapter(name, method, module, task)
+    adapter = Adapter(name, method, module, task, tokenizer=None if own is base.tokenizer else own)
     adapter.set_task(task, base.anatomy.hidden_size)
     return adapter
 
 
-def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool) -> Init:
+def make_init(
+    base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool, own: Any
+) -> Init:
     """Return what a method may draw on."""
 
     def embed_ids(ids: Sequence[int]) -> Tensor:
@@ -102,6 +106,9 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
     def embed(text: str) -> Tensor:
         ids = [] if empty else text_ids(base, text)
         return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.hidden_size)
+
+    def ids_of(words: Sequence[str]) -> tuple[list[int], set[str]]:
+        return word_ids(base.tokenizer, own, words)
 
     def common(count: int) -> list[int]:
         return list(frequent[:count]) if frequent else vocabulary(base)[:count]
@@ -119,7 +126,7 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
         return record_kv(base, ids, sites)
 
     generator = torch.Generator().manual_seed(seed)
-    return Init(generator, embed, kv, embed_ids, tuple(task.get("labels") or ()), common)
+    return Init(generator, embed, kv, embed_ids, tuple(task.get("labels") or ()), common, ids_of)
 
 
 def text_ids(base: Base, text: str) -> list[int]:

@@ -133,6 +133,13 @@ def forward(base: Base, name: str | None, examples: Examples, index: Sequence[in
     return _lm_loss(base, name, rows)
 
 
+def _prompts(base: Base, name: str | None, rows: list[Encoded]) -> list[int] | None:
+    """Return the prompt's tokens of each row of a completion task; None where the whole row is one text."""
+    if name is None or base.adapters[name].task["kind"] != "completion":
+        return None
+    return [next((i for i, label in enumerate(row.labels or ()) if label != IGNORED), len(row.ids)) for row in rows]
+
+
 def _lm_loss(base: Base, name: str | None, rows: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     pad = pad_id(base.tokenizer)
     if base.is_encoder_decoder:
@@ -145,7 +152,7 @@ def _lm_loss(base: Base, name: str | None, rows: list[Encoded]) -> tuple[Tensor,
     else:
         batch = collate(rows, pad, device=base.device)
         targets = batch.pop("labels")[:, 1:]
-        with base.use(name):
+        with base.use(name, prompts=_prompts(base, name, rows)):
             logits = base.model(**batch, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     losses = losses.view(targets.shape)

@@ -43,7 +43,7 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
     if base.tokenizer is None:
         return {}
     pairs = PROBES[::-1] if adapter.task.get("pair") else None
-    rows = encode_texts(base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
+    rows = encode_texts(adapter.tokenizer or base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
     batch = collate(rows, pad_id(base.tokenizer), device=base.device)
     with torch.no_grad():
         if adapter.head is not None or not base.has_lm_head:
@@ -151,6 +151,8 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     if any(key.startswith("base_head.") for key in tensors):
         adapter.base_head = ClassificationHead(base.anatomy.hidden_size, len(adapter.labels)).requires_grad_(False)
         adapter.base_head.to(base.device)
+    adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
+    adapter.bind()
     wrong = problems(adapter.tensors(), tensors)
     if wrong:
         raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))

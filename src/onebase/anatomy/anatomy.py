@@ -87,6 +87,11 @@ class _Finder:
 
     def __init__(self, model: nn.Module, prefix: str):
         self.model, self.prefix = model, prefix
+        # a position that turns keys turns what is added to them too, so no softmax cancels it
+        config = model.config  # type: ignore[attr-defined]
+        self.rotates = any("rotary" in type(module).__name__.lower() for module in model.modules()) or any(
+            getattr(config, name, None) for name in ("rope_parameters", "rotary_dim", "rotary_pct")  # type: ignore[arg-type]
+        )
 
     def join(self, *parts: str) -> str:
         return ".".join(part for part in parts if part)
@@ -145,6 +150,8 @@ def _sites(
         ),
         None,
     )
+    name = f"{row.name}/tokens"
+    yield Site(name, "tokens", row.name, -1, "", "tokens", path, stack.embed, width, width), None
     for index, layer in enumerate(stack.layers):
         root = finder.join(stack.path, row.layers, str(index))
         hidden = 0
@@ -169,7 +176,10 @@ def _sublayer_sites(
         d_in, d_out = _features(module)
         span = None if of == 1 else (number * d_out // of, (number + 1) * d_out // of)
         d_out = d_out // of
-        yield Site(f"{at}/{part}", "linear", *where, part, path, module, d_in, d_out, span), None
+        still = part == "k" and not finder.rotates and not _changes_keys(finder, root, sub.core)
+        yield Site(f"{at}/{part}", "linear", *where, part, path, module, d_in, d_out, span, cancels=still), None
+        if part == "down":
+            yield Site(f"{at}/hidden", "input", *where, "hidden", path, module, d_in, d_in), None
         width = d_out if part in ("o", "down") else width
     for part, relative in sub.norms.items():
         path = finder.join(root, relative)
@@ -187,6 +197,12 @@ def _sublayer_sites(
         refusal = family.prefix_refusal(config) or None
         site = Site(f"{at}/kv", "kv", *where, "kv", path, core, heads=heads, head_dim=dim, unsupported=refusal)
         yield site, core
+
+
+def _changes_keys(finder: _Finder, root: str, core: str) -> bool:
+    """Whether an attention module normalises its keys, or has sinks beside them."""
+    module = finder.get(finder.join(root, core))
+    return any(hasattr(module, name) for name in ("k_norm", "sinks"))
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onebase.errors import UnsupportedError
 
-SiteKind = Literal["linear", "exit", "norm", "block", "kv", "embeddings"]
+SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class Site:
 
     Attributes:
         name: e.g. ``encoder/3/attention/q``.
-        kind: linear output, sub-layer exit, norm output, block output, attention keys and values, embeddings.
+        kind: linear output, linear input, sub-layer exit, norm output, block output, attention keys and values,
+            embeddings (virtual tokens), tokens (embeddings of single ids).
         stack, layer, sublayer, part: the components of the name ('' and -1 where they do not apply).
-        path: module path from the model's root; the tap hooks this module's output.
+        path: module path from the model's root; the tap hooks this module's output, or its input.
         d_in, d_out: features of the module's input and of the value at the site.
         span: features of the module's output that belong to this site, for fused projections.
         heads, head_dim: of keys and values, for 'kv' sites.
+        cancels: a constant added here changes nothing, because softmax cancels it (keys that are not rotated).
     """
 
     name: str
@@ -63,6 +65,11 @@ class Site:
     heads: int = 0
     head_dim: int = 0
     unsupported: str | None = None  # why nothing can be tapped here
+    cancels: bool = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        """Return the same site: a copy of an adapter stays on the base, which is not copied."""
+        return self
 
     def weight(self) -> Tensor:
         """Return W, (d_out, d_in), detached, dequantized where the base is quantized, of this site's span only.

@@ -1,12 +1,14 @@
-"""Taps: one forward hook per tapped module that applies the deltas of the routed adapters."""
+"""Taps: hooks at a tapped module, on its output or its input, that apply the deltas of the routed adapters."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from onebase.core.plan import Plan
 from onebase.core.route import Runtime
 from onebase.core.site import Ref, Site
 
@@ -39,21 +41,56 @@ class Tap:
         if plan is None or not plan.groups:
             return None
         h = output[0] if isinstance(output, tuple) else output
-        new = h
+        new = self._parts(plan, first_tensor(args, kwargs, 0), h) if any(s.span for s in self.sites) else h
         for site in self.sites:
-            x = first_tensor(args, kwargs, 0) if site.residual is None else plan.caught.get(str(site.residual))
             if site.span is None:
+                x = first_tensor(args, kwargs, 0) if site.residual is None else plan.caught.get(str(site.residual))
                 new = plan.apply(x, new, site.name)
-                continue
-            start, stop = site.span
-            part = new[..., start:stop]
-            changed = plan.apply(x, part, site.name)
-            if changed is not part:
-                new = new.clone() if new is h else new
-                new[..., start:stop] = changed
         if new is h:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+    def _parts(self, plan: Plan, x: Tensor, h: Tensor) -> Tensor:
+        """Apply the sites of a fused output, each to its own features.
+
+        The parts are put together anew: a delta may keep its h for the backward pass, so nothing is written into it.
+        """
+        pieces, done, changed = [], 0, False
+        for site in sorted((s for s in self.sites if s.span), key=lambda s: s.span or (0, 0)):
+            start, stop = site.span or (0, 0)
+            part = h[..., start:stop]
+            new = plan.apply(x, part, site.name)
+            pieces += [h[..., done:start], new]
+            done, changed = stop, changed or new is not part
+        return torch.cat([*pieces, h[..., done:]], -1) if changed else h
+
+
+class InputTap:
+    """The hook on the input of one module; serves its 'input' site.
+
+    Args:
+        module: the tapped module.
+        runtime: holds the plan of the call in progress.
+        site: where x and h are both the module's first input.
+    """
+
+    def __init__(self, module: nn.Module, runtime: Runtime, site: Site):
+        self.runtime, self.site = runtime, site
+        self.handle: RemovableHandle = module.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Return the changed inputs, or None to leave them as they are."""
+        plan = self.runtime.plan
+        if plan is None or not plan.groups:
+            return None
+        h = first_tensor(args, kwargs, 0)
+        new = plan.apply(None, h, self.site.name)
+        if new is h:
+            return None
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {key: new if value is h else value for key, value in kwargs.items()}
 
 
 class Catch:
@@ -78,7 +115,16 @@ class Catch:
 
 
 def first_tensor(args: tuple, kwargs: dict, index: int) -> Tensor:
-    """Return positional input `index`, or the keyword that transformers uses in its place."""
+    """Return positional input `index`, or the keyword that transformers uses in its place.
+
+    Linears call theirs `input` or `x`: without a known name the first tensor is input 0.
+    """
     if index < len(args):
         return args[index]
-    return kwargs["hidden_states" if index == 0 else "input_tensor"]
+    if index:
+        return kwargs["input_tensor"]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else _first(kwargs)
+
+
+def _first(kwargs: dict) -> Tensor:
+    return next(value for value in kwargs.values() if isinstance(value, Tensor))

@@ -139,9 +139,13 @@ def _epoch(
         began = time.perf_counter()
         loss, count = _accumulate(base, adapter, train, batch, settings.batch_size)
         _check_finite({"loss": loss}, history, settings, steps)
+        penalty = adapter.module.penalty()
+        if penalty is not None:
+            penalty.backward()
         if settings.clip:
             nn.utils.clip_grad_norm_(parameters, settings.clip)
         optimizer.step()
+        adapter.module.stepped(history.steps + 1, steps)
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         total, targets = total + loss, targets + count

@@ -1,0 +1,51 @@
+"""Words of one adapter: its own view of the base's tokenizer. The base's tokenizer never changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from onebase.errors import ConfigError
+
+
+def known_id(tokenizer: Any, word: str) -> int | None:
+    """Return the id of a word that is a token already: as it is written, or as the tokenizer cuts it; else None."""
+    vocabulary = tokenizer.get_vocab()
+    if word in vocabulary:
+        return int(vocabulary[word])
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
+def view(tokenizer: Any, words: Sequence[str]) -> Any:
+    """Return a tokenizer that keeps `words` whole: a copy with the unknown ones added, or the same where all are known.
+
+    Args:
+        tokenizer: the base's; it is not changed.
+        words: known tokens and new words; new ones get the ids after the last, in this order.
+
+    Raises:
+        ConfigError: there are words but no tokenizer.
+    """
+    if words and tokenizer is None:
+        raise ConfigError("trained tokens need the base's tokenizer: pass Base(model, tokenizer)")
+    new = [word for word in words if known_id(tokenizer, word) is None]
+    if not new:
+        return tokenizer
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(new, special_tokens=True)
+    return own
+
+
+def word_ids(tokenizer: Any, own: Any, words: Sequence[str]) -> tuple[list[int], set[str]]:
+    """Return the id of every word, and which words are new.
+
+    Args:
+        tokenizer: the base's.
+        own: `view` of it for all words of the adapter.
+        words: a part of these words.
+    """
+    found = {word: known_id(tokenizer, word) for word in words}
+    ids = [own.convert_tokens_to_ids(word) if i is None else i for word, i in found.items()]
+    return ids, {word for word, i in found.items() if i is None}
