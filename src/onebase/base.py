@@ -236,9 +236,7 @@ class Base:
                 self.adapters[name]
 
     @contextmanager
-    def use(
-        self, adapter: AdapterNames, *, repeat: int = 1, prompts: Sequence[int] | None = None
-    ) -> Iterator[Base]:
+    def use(self, adapter: AdapterNames, *, repeat: int = 1, prompts: Sequence[int] | None = None) -> Iterator[Base]:
         """Route every call of this thread or task inside the block.
 
         Args:

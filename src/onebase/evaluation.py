@@ -171,20 +171,21 @@ def evaluate(
     if found.kind != task["kind"]:
         raise DataError(f"{found.source} is {found.kind} data, but adapter {adapter!r} was trained for {task['kind']}")
     if found.splits_made:  # one file: the splits are ours, score all of it
-        examples = _whole(base, task, found)
+        examples = _whole(encode(base, task, found, base.tokenizer_of(adapter)))
         split = "all"
     else:
-        examples = encode(base, task, found)[split]
+        examples = encode(base, task, found, base.tokenizer_of(adapter))[split]
     if not len(examples):
         raise DataError(f"{found.source} has no {split} rows")
     return evaluate_examples(base, adapter, examples, split, batch_size)
 
 
-def _whole(base: Base, task: dict[str, Any], data: Data) -> Examples:
-    parts = [e for e in encode(base, task, data).values() if len(e)]
+def _whole(splits: dict[str, Examples]) -> Examples:
+    parts = [e for e in splits.values() if len(e)]
     rows = tuple(row for part in parts for row in part.rows)
     targets = None if parts[0].targets is None else torch.cat([p.targets for p in parts if p.targets is not None])
-    return Examples(rows, targets, sum(p.cut for p in parts))
+    plain = None if parts[0].plain is None else _whole({name: e.for_base for name, e in splits.items()})
+    return Examples(rows, targets, sum(p.cut for p in parts), plain)
 
 
 def evaluate_examples(
@@ -201,9 +202,9 @@ def evaluate_examples(
     attached = base.adapters[adapter]
     found = score(base, adapter, examples, attached.labels, batch_size)
     if own is None and examples.targets is None:
-        own = score(base, None, examples, (), batch_size)
+        own = score(base, None, examples.for_base, (), batch_size)
     elif own is None and attached.base_head is not None:
-        own = score_base_head(base, attached.base_head, examples, attached.labels, attached.task["pooling"])
+        own = score_base_head(base, attached.base_head, examples.for_base, attached.labels, attached.task["pooling"])
     return Evaluation(split, len(examples), found, own, None if own is None else compare(found, own))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +27,18 @@ class Examples:
         rows: n encoded rows.
         targets: (n,) class numbers for classification, None for language modelling (targets are the rows' labels).
         cut: rows that lost tokens to the maximum length.
+        plain: the same rows as the base's own tokenizer cuts them, where the adapter's view of it has more words.
     """
 
     rows: tuple[Encoded, ...]
     targets: Tensor | None = None
     cut: int = 0
+    plain: Examples | None = None
+
+    @property
+    def for_base(self) -> Examples:
+        """The rows that the plain base can read: it knows no word of an adapter."""
+        return self if self.plain is None else self.plain
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,14 +50,20 @@ class Examples:
             yield ranked[start : start + size]
 
 
-def encode(base: Base, task: dict[str, Any], data: Data) -> dict[str, Examples]:
+def encode(base: Base, task: dict[str, Any], data: Data, tokenizer: Any = None) -> dict[str, Examples]:
     """Encode the splits of a data set for a task.
+
+    Args:
+        base: the base.
+        task: what for.
+        data: the splits.
+        tokenizer: an adapter's view of the base's tokenizer; the base's own by default.
 
     Returns:
         train, validation and test; empty splits stay empty.
 
     Raises:
-        DataError: nothing is left to learn from (every target token was cut).
+        DataError: a word that only the adapter knows is to be predicted.
         UnsupportedError: the base cannot learn this kind of task.
     """
     kind = task["kind"]
@@ -61,14 +74,35 @@ def encode(base: Base, task: dict[str, Any], data: Data) -> dict[str, Examples]:
     if kind == "causal-lm" and base.is_encoder_decoder:
         raise UnsupportedError("plain-text language modelling needs a decoder-only base")
     encoder = {"classification": _classification, "causal-lm": _text, "completion": _completion}[kind]
-    return {name: encoder(base, task, getattr(data, name)) for name in ("train", "validation", "test")}
+    own = base.tokenizer if tokenizer is None else tokenizer
+    found = {}
+    for name in ("train", "validation", "test"):
+        rows = getattr(data, name)
+        found[name] = encoder(base, task, rows, own)
+        if own is not base.tokenizer:
+            _check_targets(base, own, found[name], name)
+            found[name] = replace(found[name], plain=encoder(base, task, rows, base.tokenizer))
+    return found
 
 
-def _classification(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
+def _check_targets(base: Base, own: Any, examples: Examples, split: str) -> None:
+    """Raise DataError where a target is a word that the base's LM head has no row for."""
+    known = len(base.tokenizer)
+    for number, row in enumerate(examples.rows):
+        new = [label for label in row.labels or () if label >= known]
+        if new:
+            raise DataError(
+                f"{split} row {number}: the word {own.convert_ids_to_tokens(new[0])!r} is to be predicted, but a new "
+                "word is an input only, the LM head has no row for it. Leave it out of tokens(words=...), or out of "
+                "the texts."
+            )
+
+
+def _classification(base: Base, task: dict[str, Any], rows: Rows, tokenizer: Any) -> Examples:
     if not len(rows):
         return Examples((), torch.zeros(0, dtype=torch.long))
     number = {label: i for i, label in enumerate(task["labels"])}
-    encoded = encode_texts(base.tokenizer, task, rows.text, rows.text_pair)
+    encoded = encode_texts(tokenizer, task, rows.text, rows.text_pair)
     unseen = sorted({label for label in rows.label or () if label not in number})
     if unseen:
         raise DataError(f"labels {unseen[:5]} are not among the adapter's labels {task['labels'][:10]}")
@@ -76,21 +110,21 @@ def _classification(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
     return Examples(tuple(encoded), targets, sum(row.cut > 0 for row in encoded))
 
 
-def _text(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
+def _text(base: Base, task: dict[str, Any], rows: Rows, tokenizer: Any) -> Examples:
     """Join the texts by newlines and cut blocks of `max_length` tokens; each token but a block's first is a target."""
     if not len(rows):
         return Examples(())
-    ids = list(base.tokenizer("\n".join(rows.text), add_special_tokens=False, verbose=False)["input_ids"])
-    start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
+    ids = list(tokenizer("\n".join(rows.text), add_special_tokens=False, verbose=False)["input_ids"])
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     step = task["max_length"] - len(start)
     blocks = [start + ids[i : i + step] for i in range(0, len(ids), step)]
     blocks = [block for block in blocks if len(block) > 1]
     return Examples(tuple(Encoded(tuple(b), labels=(IGNORED, *b[1:])) for b in blocks))
 
 
-def _completion(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
+def _completion(base: Base, task: dict[str, Any], rows: Rows, tokenizer: Any) -> Examples:
     """Prompt, completion, end of text; the loss is on completion and end."""
-    limit, tokenizer = task["max_length"], base.tokenizer
+    limit = task["max_length"]
     before, after = (task["template"] or "{prompt}{completion}").split("{completion}")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = []

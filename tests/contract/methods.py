@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from families import TEXTS
+
 from onebase.methods import all_methods
 from onebase.methods.method import Method
 
-# Words of the tokenizer under test (families.TEXTS): every other token of a drawn row is one of them.
-WORDS = (
-    "the cold river runs under old bridge and road small bird sings in tall tree before rain comes down we walk along "
-    "talk about work of day nothing was easy yet it worked end"
-).split()
+# Words of the tokenizer under test, most of what it knows: a drawn row has several of them.
+WORDS = tuple(dict.fromkeys(word for text in TEXTS[:4] for word in text.split()))
 
 # A method that is not listed here is tested with its defaults; nothing else has to change for a new method.
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {

@@ -90,7 +90,8 @@ class _Finder:
         # a position that turns keys turns what is added to them too, so no softmax cancels it
         config = model.config  # type: ignore[attr-defined]
         self.rotates = any("rotary" in type(module).__name__.lower() for module in model.modules()) or any(
-            getattr(config, name, None) for name in ("rope_parameters", "rotary_dim", "rotary_pct")  # type: ignore[arg-type]
+            getattr(config, name, None)
+            for name in ("rope_parameters", "rotary_dim", "rotary_pct")  # type: ignore[arg-type]
         )
 
     def join(self, *parts: str) -> str:

@@ -61,7 +61,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
 
     base, total = outline(chosen.get("base"))
     task = make_task(base, data, chosen.get("max_length"), chosen.get("template"), chosen.get("pooling"))
-    settings = settings_for(chosen.method.name, chosen.settings, base.anatomy.hidden_size)
+    settings = settings_for(chosen.method, chosen.settings, base.anatomy.hidden_size)
     trainable = build_adapter(base, name, chosen.method, task, 0, empty=True).count()
     examples = encode(base, task, data)["train"]
     per_step = settings.batch_size * settings.accumulate

@@ -144,7 +144,7 @@ def _load(chosen: Chosen, out: Output) -> Data:
     if chosen.get("data") is None:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
     columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
-    settings_for(chosen.method.name, chosen.settings)
+    settings_for(chosen.method, chosen.settings)
     found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)
     if found.kind != "classification" and chosen.get("pooling"):
         raise UsageError(f"pooling has no meaning for {found.kind} data: leave it out")

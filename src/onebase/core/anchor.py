@@ -126,8 +126,8 @@ class Anchor:
             packed = position.shape[-1] > 1 and bool((position.diff(dim=-1) != 1).any())
         if packed:
             raise RouteError(
-                "packed sequences cannot be combined with prefixes, prompts, changes at positions or several adapters in "
-                "one call: pad the batch instead"
+                "packed sequences cannot be combined with prefixes, prompts, changes at positions or several adapters "
+                "in one call: pad the batch instead"
             )
 
     def _repair_positions(self, call: dict[str, Any], mask: Tensor, columns: int) -> None:

@@ -50,7 +50,6 @@ class Tap:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-
     def _parts(self, plan: Plan, x: Tensor, h: Tensor) -> Tensor:
         """Apply the sites of a fused output, each to its own features.
 

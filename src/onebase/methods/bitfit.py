@@ -75,10 +75,11 @@ class BitFit(Method):
         if self.norms:
             chosen |= {s.name for s in sites if s.kind == "norm" and s.norm is not None and s.norm.has_bias}
         if not chosen:
-            why = "softmax cancels a bias of these keys" if any(s.cancels for s in linears) else "there are no biases"
+            keys = all(s.cancels for s in linears)
+            why = "softmax cancels a bias of these keys" if keys else "there are no biases that matter"
             raise UnsupportedError(
                 f"bitfit: {why} among {len(linears)} linear maps named by sites={self.sites!r}"
-                + ("" if self.create else "; create=True gives linear maps one")
+                + ("" if self.create or keys else "; create=True gives linear maps one")
             )
         return [site for site in sites if site.name in chosen]
 

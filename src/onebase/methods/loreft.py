@@ -144,7 +144,9 @@ class LoReFT(Method):
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(isinstance(self.rank, int) and 1 <= self.rank <= 256, "loreft.rank", self.rank, "an integer from 1 to 256")
+        check(
+            isinstance(self.rank, int) and 1 <= self.rank <= 256, "loreft.rank", self.rank, "an integer from 1 to 256"
+        )
         for name in ("first", "last"):
             value = getattr(self, name)
             check(isinstance(value, int) and value >= 0, f"loreft.{name}", value, "a number of positions, at least 0")

@@ -4,7 +4,7 @@ Paper: He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Le
 Formula: ``prefix(length=30) + bottleneck(preset='parallel')``, with the formulas of both.
 Parameters: the sum of both.
 Start: away from the base, because of the prefix.
-Differs: the paper's bottleneck is 512 of 1024 for summaries; `reduction` 2 is that size, the default 8 suits smaller data.
+Differs: the paper's bottleneck is 512 of 1024 for summaries, a `reduction` of 2; the default 8 suits smaller data.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onebase.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from onebase.methods.method import Method
+
+Class = TypeVar("Class", bound="type[Method]")
 
 # Name -> module. Listing the names must not import torch.
 BUILT_IN = {
@@ -35,7 +37,7 @@ ENTRY_POINTS = "onebase.methods"
 _REGISTERED: dict[str, type[Method]] = {}
 
 
-def register(cls: type[Method]) -> type[Method]:
+def register(cls: Class) -> Class:
     """Make a method known under its `name`: for the command line, files, tests and shorthand.
 
     Args:

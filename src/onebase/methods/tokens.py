@@ -1,7 +1,6 @@
 """Trained tokens: input embeddings of a few words, of known tokens or of words that only this adapter knows.
 
-After: the extended vocabularies of Lin et al. 2019 (arXiv 1909.03683, section on new tokens) and textual inversion,
-    Gal et al. 2022, arXiv 2208.01618, which trains the embedding of one new word in a frozen model.
+After: textual inversion, Gal et al. 2022, arXiv 2208.01618, which trains one new word's embedding in a frozen model.
 Formula: embed(id) = E_i where id is the i-th word's, the base's own embedding elsewhere.
 Parameters: k * D for k words.
 Start: a known token has its own embedding, so the start is the base; a new word has the mean of the embeddings of the
@@ -9,8 +8,8 @@ Start: a known token has its own embedding, so the start is the base; a new word
 Which words: a word that is a token of the vocabulary as it is written, or that the tokenizer makes one token of, is
     that token. Any other is added as a special token to this adapter's own view of the tokenizer: texts of this
     adapter are cut with it, texts of others are not. Its id lies behind the tokenizer's last.
-Output: the embeddings are read, never written. An LM head, tied to the input embeddings or not, stays the base's: logits
-    keep the base's vocabulary, a known token is scored with the base's own row, and a new word is never generated
+Output: the embeddings are inputs only. An LM head, tied to the input embeddings or not, stays the base's: logits keep
+    the base's vocabulary, a known token is scored with the base's own row, and a new word is never generated
     and cannot be a training target (training on such texts raises). Tying would change logits of every row of the
     head for one adapter, and a base whose outputs must not change has one head.
 Stack: the one that reads the text; the encoder of an encoder-decoder.

@@ -1,6 +1,6 @@
 """Unions: several methods in one adapter, in written order: ``prefix(length=30) + bottleneck(preset='parallel')``.
 
-After: He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, arXiv 2110.04366 (mix-and-match).
+After: He et al. 2022, Towards a Unified View of Parameter-Efficient Transfer Learning, arXiv 2110.04366.
 Formula: deltas of one site are applied in written order, each to what the one before made of h: h' = f2(x, f1(x, h)); x
     is the same for all. Prefixes of one attention module, and virtual tokens, stand side by side in written order.
 Parameters: the sum of the parts'.

@@ -15,7 +15,7 @@ from onebase.adapter import Adapter
 from onebase.errors import TrainingError
 from onebase.examples import Examples, forward
 from onebase.training.kernels import MICRO, choose_kernels
-from onebase.training.settings import Settings
+from onebase.training.settings import Settings, shares
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -85,7 +85,7 @@ def fit(
     history, order = History(), torch.Generator().manual_seed(settings.seed)
     per_step = settings.batch_size * settings.accumulate
     steps = math.ceil(len(train) / per_step) * settings.epochs
-    optimizer, schedule = _optimizer(adapter, settings, steps)
+    optimizer, schedule = _optimizer(adapter, settings, steps, base.anatomy.hidden_size)
     report.start(steps, settings.epochs)
     kernels = choose_kernels(base, adapter, train, settings)
     history.notes["kernels"] = kernels.facts()
@@ -200,13 +200,15 @@ def _target_count(train: Examples, row: int) -> int:
     return sum(label >= 0 for label in labels[first:])
 
 
-def _optimizer(adapter: Adapter, settings: Settings, steps: int) -> tuple[Any, Any]:
+def _optimizer(adapter: Adapter, settings: Settings, steps: int, width: int) -> tuple[Any, Any]:
     """AdamW with weight decay on matrices only, and a linear rise and fall of the rate."""
     head = {id(p) for p in adapter.head.parameters()} if adapter.head is not None else set()
     groups: dict[tuple[float, float], list[Tensor]] = {}
+    parts = shares(adapter, width)
     for parameter in adapter.parameters():
-        rate = settings.head_lr if id(parameter) in head else settings.lr
-        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+        times, decays = parts.get(id(parameter), (1.0, True))
+        rate = settings.head_lr if id(parameter) in head else settings.lr * times
+        decay = settings.weight_decay if decays and parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     optimizer = torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": d} for (rate, d), p in groups.items()])
     warm = max(1, round(settings.warmup * steps))

@@ -23,6 +23,7 @@ from onebase.methods.registry import parse_method
 from onebase.statistics import PairedTest
 from onebase.training.loop import History, Reporter, fit
 from onebase.training.settings import Settings, settings_for
+from onebase.words import view
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -146,8 +147,9 @@ def train(
         limit=limit, seed=chosen_seed,
     )  # fmt: skip
     spec = make_task(base, found, max_length, template, pooling)
-    chosen = settings_for(method.name, settings, base.anatomy.hidden_size)
-    examples = encode(base, spec, found)
+    chosen = settings_for(method, settings, base.anatomy.hidden_size)
+    examples = encode(base, spec, found, view(base.tokenizer, method.vocabulary()))
+    plain = {split: rows.for_base for split, rows in examples.items()}
     if not len(examples["train"]) or not len(examples["validation"]):
         raise DataError(
             f"{found.source} leaves no rows for {'training' if not len(examples['train']) else 'validation'}"
@@ -155,11 +157,11 @@ def train(
     attached = name or _free_name(base, method.name)
     old = base.adapters.get(attached)
     adapter = build_adapter(
-        base, f"{attached} (training)", method, spec, chosen.seed, frequent=_frequent(examples["train"])
+        base, f"{attached} (training)", method, spec, chosen.seed, frequent=_frequent(plain["train"])
     )
     base._attach(adapter)
     try:
-        own = _start_head(base, adapter, examples, found, report)
+        own = _start_head(base, adapter, plain, found, report)
         history = fit(base, adapter, examples["train"], _scorer(base, adapter, examples), chosen, report)
     except BaseException:
         base.remove(adapter.name)
