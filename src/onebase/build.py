@@ -73,7 +73,7 @@ def build_adapter(
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
     sites = method.select(list(base.anatomy.sites.values()))
-    own = view(base.tokenizer, method.vocabulary())
+    own = view(base, method.vocabulary())
     init = make_init(base, task, seed, frequent, empty, own)
     module = method.build(sites, init)
     if not isinstance(module, AdapterModule):

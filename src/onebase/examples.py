@@ -14,6 +14,7 @@ from onebase.data import Data, Rows
 from onebase.encode import IGNORED, Encoded, collate, encode_texts, pad_id, render
 from onebase.errors import DataError, UnsupportedError
 from onebase.generation import prompt_ids
+from onebase.words import vocabulary_size
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -87,7 +88,7 @@ def encode(base: Base, task: dict[str, Any], data: Data, tokenizer: Any = None) 
 
 def _check_targets(base: Base, own: Any, examples: Examples, split: str) -> None:
     """Raise DataError where a target is a word that the base's LM head has no row for."""
-    known = len(base.tokenizer)
+    known = vocabulary_size(base)
     for number, row in enumerate(examples.rows):
         new = [label for label in row.labels or () if label >= known]
         if new:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onebase.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+
+UNUSED = "\U000f0000"  # a private character: no text has it
 
 
 def known_id(tokenizer: Any, word: str) -> int | None:
@@ -18,23 +23,33 @@ def known_id(tokenizer: Any, word: str) -> int | None:
     return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
-def view(tokenizer: Any, words: Sequence[str]) -> Any:
+def vocabulary_size(base: Base) -> int:
+    """Return the ids that the base can embed; often more than its tokenizer has, up to a round number."""
+    return int(base.anatomy.stacks[0].embed.weight.shape[0])  # type: ignore[union-attr,index]
+
+
+def view(base: Base, words: Sequence[str]) -> Any:
     """Return a tokenizer that keeps `words` whole: a copy with the unknown ones added, or the same where all are known.
 
+    New words get the ids behind the base's last embedding, in this order: an LM head, whose rows end there too, can
+    never write one. Ids that the base can embed but its tokenizer does not have are filled with unused tokens.
+
     Args:
-        tokenizer: the base's; it is not changed.
-        words: known tokens and new words; new ones get the ids after the last, in this order.
+        base: its tokenizer is not changed.
+        words: known tokens and new words.
 
     Raises:
         ConfigError: there are words but no tokenizer.
     """
+    tokenizer = base.tokenizer
     if words and tokenizer is None:
         raise ConfigError("trained tokens need the base's tokenizer: pass Base(model, tokenizer)")
     new = [word for word in words if known_id(tokenizer, word) is None]
     if not new:
         return tokenizer
     own = copy.deepcopy(tokenizer)
-    own.add_tokens(new, special_tokens=True)
+    fill = [f"{UNUSED}{i}" for i in range(len(own), vocabulary_size(base))]
+    own.add_tokens([*fill, *new], special_tokens=True)
     return own
 
 

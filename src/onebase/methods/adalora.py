@@ -4,7 +4,8 @@ Paper: Zhang et al. 2023, AdaLoRA: Adaptive Budget Allocation for Parameter-Effi
 Formula: h' = h + s * P diag(lambda) Q x, P (d_out, r), Q (r, d_in), s = alpha / r (eq. 3).
 Penalty: gamma * sum over sites of |P'P - I|^2 + |QQ' - I|^2, Frobenius (eq. 4), once per optimizer step.
 Importance of a weight: I = |w * dL/dw| (eq. 8), smoothed: E = b1 E + (1 - b1) I, U = b2 U + (1 - b2) |I - E|
-    (eq. 9, 10); it is E * U (eq. 11). Of triplet i: that of lambda_i, plus the means over column i of P and row i of Q (eq. 7).
+    (eq. 9, 10); it is E * U (eq. 11). Of triplet i: that of lambda_i, plus the means over column i of P and row i of
+    Q (eq. 7).
 Budget: r per site at first; from t_i on it falls by a cubic to `target` per site at T - t_f (eq. 12); every few
     steps lambda is set to zero outside of the budget's most important triplets of all sites. Between two prunings
     they may grow again, as in the paper. From T - t_f on the choice is fixed, and they stay zero.

@@ -7,7 +7,7 @@ Start: a known token has its own embedding, so the start is the base; a new word
     pieces that the base's tokenizer cuts it into.
 Which words: a word that is a token of the vocabulary as it is written, or that the tokenizer makes one token of, is
     that token. Any other is added as a special token to this adapter's own view of the tokenizer: texts of this
-    adapter are cut with it, texts of others are not. Its id lies behind the tokenizer's last.
+    adapter are cut with it, texts of others are not. Its id lies behind the base's last embedding.
 Output: the embeddings are inputs only. An LM head, tied to the input embeddings or not, stays the base's: logits keep
     the base's vocabulary, a known token is scored with the base's own row, and a new word is never generated
     and cannot be a training target (training on such texts raises). Tying would change logits of every row of the

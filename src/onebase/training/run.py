@@ -148,7 +148,7 @@ def train(
     )  # fmt: skip
     spec = make_task(base, found, max_length, template, pooling)
     chosen = settings_for(method, settings, base.anatomy.hidden_size)
-    examples = encode(base, spec, found, view(base.tokenizer, method.vocabulary()))
+    examples = encode(base, spec, found, view(base, method.vocabulary()))
     plain = {split: rows.for_base for split, rows in examples.items()}
     if not len(examples["train"]) or not len(examples["validation"]):
         raise DataError(
