@@ -32,7 +32,6 @@ def test_exactly_the_first_and_last_text_positions_change(family, side, prompt, 
         block = next(site for site in adapter.routed.deltas if site.endswith("block"))
         delta = adapter.routed.deltas[block]
         site, seen = base.anatomy.sites[block], []
-        # hooks run in order: this one sees what the tap made, the one before it what the layer gave
         keep = site.module.register_forward_hook(
             lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)
         )
@@ -159,7 +158,7 @@ def test_a_new_word_is_its_embedding(family, tokenizer):
         assert own.convert_tokens_to_ids(NEW) == known > size == len(tokenizer)
         assert base.tokenizer_of("b").convert_tokens_to_ids("other") == known  # its own word, the same id
         assert base.tokenizer_of("lora") is tokenizer and base.tokenizer_of(None) is tokenizer
-        ids = torch.tensor(own(f"the river {NEW} runs down", add_special_tokens=False)["input_ids"])
+        ids = torch.tensor(own(f"the river runs {NEW} down", add_special_tokens=False)["input_ids"])
         assert known in ids.tolist()
         delta = base.adapters["a"].routed.deltas[f"{base.anatomy.stacks[0].name}/tokens"]
         table = dict(zip(delta.ids().tolist(), delta.rows()))

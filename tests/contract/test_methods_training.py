@@ -91,7 +91,7 @@ def test_the_loop_adds_the_penalty_once_and_tells_of_each_step(union, tokenizer)
         assert module.asked == run.history.steps > 2
         assert module.told == [(i + 1, run.history.steps) for i in range(run.history.steps)]
         if run.history.best:
-            assert all(float(delta.shift.min()) > 0.01 for _, delta in module.items())
+            assert all(float(delta.shift.detach().min()) > 0.01 for _, delta in module.items())
 
 
 # -- AdaLoRA -------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_training_with_new_words(tokenizer, tmp_path):
 
 def test_a_new_word_cannot_be_a_target(tokenizer):
     """The LM head has no row for it: refused with the word, before any training."""
-    words = "river bridge bird tree road rain day work end we walk old small tall cold".split()
+    words = ("river", "bridge", "bird", "tree", "road", "rain", "day", "work", "end", "we", "walk", "old", "small")
     rows = [{"prompt": f"the {word} comes", "completion": f"runs <clause> down the {word}"} for word in words]
     with Base(make("gpt2"), tokenizer) as base:
         with pytest.raises(DataError, match="'<clause>' is to be predicted"):
