@@ -112,7 +112,7 @@ def known() -> list[dict[str, Any]]:
 
 def once(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -> dict[str, Any]:
     """Return a finished run, or make it now."""
-    lr = settings_for(parse_method(method).name, settings, base.anatomy.hidden_size).lr  # a recipe may have changed
+    lr = settings_for(parse_method(method), settings, base.anatomy.hidden_size).lr  # a recipe may have changed
     for row in known():
         found = (row["data"], row["method"], row["seed"], row["settings"], row["lr"])
         if found == (data.source, method, seed, settings, lr):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebase.core.contracts import AdapterModule, KVDelta, PromptDelta
+from onebase.core.contracts import AdapterModule, Delta, KVDelta, PromptDelta, TokenDelta
 from onebase.core.plan import Routed
 from onebase.methods.method import Method
 
@@ -27,6 +27,8 @@ class Adapter:
         ref: name@version in a store, or ''.
         digest: content identity, or '' for one that was not stored.
         config: what the store holds beside the tensors (provenance, metrics, probes).
+        base_head: the base's own head on frozen vectors, for scores side by side, or None.
+        tokenizer: its own view of the base's tokenizer where it knows words of its own, else None.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Adapter:
     digest: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     base_head: nn.Module | None = None  # the base's own head: frozen states, for scores side by side
+    tokenizer: Any = field(default=None, repr=False)
     routed: Routed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +52,9 @@ class Adapter:
         deltas = dict(self.module.items())
         self.routed.module, self.routed.deltas = self.module, deltas
         self.routed.has_kv = any(isinstance(d, KVDelta) for d in deltas.values())
+        self.routed.positional = any(isinstance(d, Delta) and d.positional for d in deltas.values())
         self.routed.prompts = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, PromptDelta)}
+        self.routed.words = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, TokenDelta)}
 
     @property
     def labels(self) -> tuple[str, ...]:

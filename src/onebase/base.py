@@ -22,6 +22,7 @@ from onebase.heads import pool
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
 from onebase.tasks import Prediction, get_task
+from onebase.words import seen
 
 if TYPE_CHECKING:
     from onebase.as_model import AdapterModel
@@ -203,6 +204,11 @@ class Base:
         if self._closed:
             raise OnebaseError("this base is closed; load it again")
 
+    def tokenizer_of(self, name: str | None) -> Any:
+        """Return the tokenizer that texts of an adapter are cut with: the base's, or its own view with words added."""
+        own = None if name is None else self.adapters[name].tokenizer
+        return self.tokenizer if own is None else own
+
     # -- routes --------------------------------------------------------------------------------------------------
 
     def _check(self, names: AdapterNames) -> None:
@@ -212,12 +218,14 @@ class Base:
                 self.adapters[name]
 
     @contextmanager
-    def use(self, adapter: AdapterNames, *, repeat: int = 1) -> Iterator[Base]:
+    def use(self, adapter: AdapterNames, *, repeat: int = 1, prompts: Sequence[int] | None = None) -> Iterator[Base]:
         """Route every call of this thread or task inside the block.
 
         Args:
             adapter: one name (None: the plain base) for all rows, or one entry per row.
             repeat: how often generation repeats each row (`num_beams`, or `num_return_sequences`).
+            prompts: real tokens of each row's prompt, where the call holds more than it: methods that change the last
+                positions of a prompt (loreft) need it when a text is written without a cache. None: the whole row.
 
         Raises:
             UnknownNameError: before any computing.
@@ -225,7 +233,7 @@ class Base:
         self._check(adapter)
         if repeat < 1:
             raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
-        with self._installed.context.use(as_route(adapter, repeat)):
+        with self._installed.context.use(as_route(adapter, repeat, prompts=prompts)):
             yield self
 
     def bind(self, adapter: AdapterNames, function: Callable[..., Any] | None = None) -> Bound:
@@ -370,9 +378,9 @@ class Base:
         rows: list[list[Encoded]] = [[] for _ in texts]
         for name in dict.fromkeys(names):
             mine = [i for i, other in enumerate(names) if other == name]
-            spec = self._spec(name)
+            spec, own = self._spec(name), seen(self, self.tokenizer_of(name))
             second = None if pairs is None else [pairs[i] for i in mine]
-            encoded = get_task(spec["kind"]).encode_inputs(self, spec, [texts[i] for i in mine], second)
+            encoded = get_task(spec["kind"]).encode_inputs(own, spec, [texts[i] for i in mine], second)
             for i, many in zip(mine, encoded):
                 rows[i] = many
         return rows

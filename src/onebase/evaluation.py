@@ -11,7 +11,7 @@ from torch import nn
 
 from onebase.data import Data, load
 from onebase.errors import ConfigError, DataError
-from onebase.examples import SPLITS, encode, run_examples
+from onebase.examples import SPLITS, encode, encode_rows, run_examples
 from onebase.statistics import PairedTest, mcnemar_exact, paired_bootstrap
 from onebase.tasks import Examples, Scores, get_task
 
@@ -101,9 +101,9 @@ def evaluate(
     if found.splits_made:  # one file: the splits are ours, score all of it
         task = get_task(spec["kind"])
         task.check_base(base)
-        examples, split = task.encode(base, spec, whole(found)), "all"
+        examples, split = encode_rows(base, spec, whole(found), base.tokenizer_of(adapter)), "all"
     else:
-        examples = encode(base, spec, found)[split]
+        examples = encode(base, spec, found, base.tokenizer_of(adapter))[split]
     if not len(examples):
         raise DataError(f"{found.source} has no {split} rows")
     return evaluate_examples(base, adapter, examples, split, batch_size)
@@ -132,5 +132,5 @@ def evaluate_examples(
     attached = base.adapters[adapter]
     found = score(base, adapter, examples, batch_size)
     if own is None and (attached.head is None or attached.base_head is not None):
-        own = score_base(base, attached.task, attached.base_head, examples, batch_size)
+        own = score_base(base, attached.task, attached.base_head, examples.for_base, batch_size)
     return Evaluation(split, examples.units, found, own, None if own is None else compare(found, own))

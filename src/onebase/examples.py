@@ -3,35 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from onebase.encode import IGNORED, Encoded, collate, pad_id
+from onebase.errors import DataError
 from onebase.tasks import Examples, Losses, Task, get_task
 from onebase.tasks.task import Found
+from onebase.words import seen, vocabulary_size
 
 if TYPE_CHECKING:
     from onebase.base import Base
-    from onebase.data import Data
+    from onebase.data import Data, Rows
 
 SPLITS = ("train", "validation", "test")
 
 
-def encode(base: Base, spec: Mapping[str, Any], data: Data) -> dict[str, Examples]:
+def encode(base: Base, spec: Mapping[str, Any], data: Data, tokenizer: Any = None) -> dict[str, Examples]:
     """Encode the splits of a data set for a task.
+
+    Args:
+        base: the base.
+        spec: what for.
+        data: the splits.
+        tokenizer: an adapter's view of the base's tokenizer; the base's own by default.
 
     Returns:
         train, validation and test; empty splits stay empty.
 
     Raises:
-        DataError: nothing is left to learn from (every target token was cut).
+        DataError: nothing is left to learn from, or a word that only the adapter knows is to be predicted.
         UnsupportedError: the base cannot learn this kind of task.
     """
-    task = get_task(spec["kind"])
-    task.check_base(base)
-    return {name: task.encode(base, spec, getattr(data, name)) for name in SPLITS}
+    get_task(spec["kind"]).check_base(base)
+    return {name: encode_rows(base, spec, getattr(data, name), tokenizer, name) for name in SPLITS}
+
+
+def encode_rows(
+    base: Base, spec: Mapping[str, Any], rows: Rows, tokenizer: Any = None, split: str = "data"
+) -> Examples:
+    """Encode one split; see `encode`."""
+    task, own = get_task(spec["kind"]), seen(base, tokenizer)
+    found = task.encode(own, spec, rows)
+    if own is base:
+        return found
+    _check_targets(base, tokenizer, found, split)
+    return replace(found, plain=task.encode(base, spec, rows))
+
+
+def _check_targets(base: Base, own: Any, examples: Examples, split: str) -> None:
+    """Raise DataError where a target is a word that the base's LM head has no row for."""
+    known = vocabulary_size(base)
+    for number, row in enumerate(examples.rows):
+        new = [label for label in row.labels or () if label >= known]
+        if new:
+            raise DataError(
+                f"{split} row {number}: the word {own.convert_ids_to_tokens(new[0])!r} is to be predicted, but a new "
+                "word is an input only, the LM head has no row for it. Leave it out of tokens(words=...), or out of "
+                "the texts."
+            )
 
 
 def forward(
@@ -58,7 +91,7 @@ def forward(
     task = get_task(spec["kind"])
     rows = task.inputs(examples, index)
     if task.surface == "logits":
-        out: Any = token_logits(base, name, rows)
+        out: Any = token_logits(base, name, rows, task.prompted)
     else:
         batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
         out = task.read(head, base.states(batch, name), batch["attention_mask"], spec)
@@ -84,7 +117,10 @@ def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]
         names = [parts[i][0] for i, many in zip(mine, rows) for _ in many]
         flat = [row for many in rows for row in many]
         if surface == "logits":
-            out, mask = token_logits(base, names, flat), None
+            prompted = {_task(base, parts[i][0]).prompted for i in mine}
+            if len(prompted) > 1:  # texts and prompts: the end of a prompt must be said for all rows or for none
+                return [forward_mixed(base, [part])[0] for part in parts]
+            out, mask = token_logits(base, names, flat, prompted.pop()), None
         else:
             batch = collate([Encoded(row.ids, row.types) for row in flat], pad_id(base.tokenizer), device=base.device)
             out, mask = base.states(batch, names), batch["attention_mask"]
@@ -102,8 +138,20 @@ def _task(base: Base, name: str) -> Task:
     return get_task(base.adapters[name].task["kind"])
 
 
-def token_logits(base: Base, name: str | Sequence[str | None] | None, rows: Sequence[Encoded]) -> Tensor:
-    """Return LM logits (b, T, V); of an encoder-decoder those at the rows' labels."""
+def _prompts(rows: Sequence[Encoded]) -> list[int]:
+    """Return the tokens of each row before its first target: its prompt, or the whole row where there is none."""
+    return [next((i for i, label in enumerate(row.labels or ()) if label != IGNORED), len(row.ids)) for row in rows]
+
+
+def token_logits(
+    base: Base, name: str | Sequence[str | None] | None, rows: Sequence[Encoded], prompted: bool = False
+) -> Tensor:
+    """Return LM logits (b, T, V); of an encoder-decoder those at the rows' labels.
+
+    Args:
+        base, name, rows: what to run.
+        prompted: the tokens before a row's first target are its prompt.
+    """
     batch = collate([Encoded(row.ids) for row in rows], pad_id(base.tokenizer), device=base.device)
     more: dict[str, Any] = {}
     if base.is_encoder_decoder:
@@ -112,7 +160,7 @@ def token_logits(base: Base, name: str | Sequence[str | None] | None, rows: Sequ
         more["decoder_input_ids"] = base.model._shift_right(torch.tensor(filled, device=base.device))
     if base.anatomy.stacks[-1].causal:
         more["use_cache"] = False
-    with base.use(name):
+    with base.use(name, prompts=_prompts(rows) if prompted and not base.is_encoder_decoder else None):
         return base.model(**batch, **more).logits
 
 

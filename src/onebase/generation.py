@@ -69,7 +69,7 @@ def encode_prompts(base: Base, prompts: Sequence[str | Sequence[int]], names: Se
         task = base.adapters[name].task if name is not None else {}
         template = (task.get("template") or "").split("{completion}")[0] if task.get("kind") == "completion" else ""
         text = render(template, {"prompt": prompt}) if template else prompt
-        ids = prompt_ids(base.tokenizer, text, base.is_encoder_decoder)
+        ids = prompt_ids(base.tokenizer_of(name), text, base.is_encoder_decoder)
         rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
     return rows
 
@@ -129,7 +129,9 @@ def generate_ids(
         decoder_start_token_id=own.decoder_start_token_id,
         **settings,
     )
-    with torch.no_grad(), base._installed.without_checkpointing(), base.use(names, repeat=num_beams):
+    lengths = [len(row.ids) for row in rows]
+    route = base.use(names, repeat=num_beams, prompts=lengths)
+    with torch.no_grad(), base._installed.without_checkpointing(), route:
         output = base.model.generate(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,

@@ -73,7 +73,10 @@ def image_init(base: Base, seed: int, empty: bool) -> Init:
         probe = torch.empty(1, base.model.config.num_channels, height, width, device="meta")
         return list(range(min(count, IMAGES * (stack.count(probe) - stack.before))))  # type: ignore[misc]
 
-    return Init(generator, embed, kv, embed_ids, (), frequent)
+    def word_ids(words: Sequence[str]) -> tuple[list[int], set[str]]:
+        raise _no_words(" ".join(words))
+
+    return Init(generator, embed, kv, embed_ids, (), frequent, word_ids)
 
 
 def _no_words(text: str) -> ConfigError:

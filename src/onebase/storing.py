@@ -43,7 +43,7 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
     if base.tokenizer is None:
         return {}
     pairs = PROBES[::-1] if adapter.task.get("pair") else None
-    rows = encode_texts(base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
+    rows = encode_texts(adapter.tokenizer or base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
     batch = collate(rows, pad_id(base.tokenizer), device=base.device)
     with torch.no_grad():
         if get_task(adapter.task["kind"]).surface == "states":
@@ -150,6 +150,8 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     if any(key.startswith("base_head.") for key in tensors):
         own = get_task(config["task"]["kind"]).head(config["task"], base.anatomy.hidden_size)
         adapter.base_head = own if own is None else own.requires_grad_(False).to(base.device)
+    adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
+    adapter.bind()
     wrong = problems(adapter.tensors(), tensors)
     if wrong:
         raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))

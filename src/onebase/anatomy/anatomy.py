@@ -86,6 +86,12 @@ class _Finder:
 
     def __init__(self, model: nn.Module, prefix: str):
         self.model, self.prefix = model, prefix
+        # a position that turns keys turns what is added to them too, so no softmax cancels it
+        config = model.config  # type: ignore[attr-defined]
+        self.rotates = any("rotary" in type(module).__name__.lower() for module in model.modules()) or any(
+            getattr(config, name, None)
+            for name in ("rope_parameters", "rotary_dim", "rotary_pct")  # type: ignore[arg-type]
+        )
 
     def join(self, *parts: str) -> str:
         return ".".join(part for part in parts if part)
@@ -154,6 +160,8 @@ def _sites(
     path, width = finder.join(stack.path, row.embed), stack.width
     name = f"{row.name}/embeddings"
     yield Site(name, "embeddings", row.name, -1, "", "embeddings", path, stack.embed, width, width), None
+    name = f"{row.name}/tokens"
+    yield Site(name, "tokens", row.name, -1, "", "tokens", path, stack.embed, width, width), None
     for index, (root, layer) in enumerate(zip(finder.layers(row), stack.layers, strict=True)):
         hidden = 0
         for sub in row.sublayers:
@@ -175,7 +183,12 @@ def _sublayer_sites(
         if part in sub.groupwise:
             own = sub.groupwise[part]
             site = replace(site, groupwise=replace(own, path=finder.join(root, own.path)))
+        if part == "k" and not site.unsupported:
+            site = replace(site, cancels=not finder.rotates and not _changes_keys(finder, root, sub.core))
         yield site, None
+        if part == "down":
+            at_input: dict[str, Any] = {"kind": "input", "part": "hidden", "d_out": site.d_in}
+            yield replace(site, name=f"{at}/hidden", span=None, index=None, **at_input), None
         width = site.d_out if part in ("o", "down") and not site.unsupported else width
     for part, relative in sub.norms.items():
         path = finder.join(root, relative)
@@ -227,6 +240,12 @@ def _linear(
     elif index is not None:
         d_out = len(index)
     return Site(name, "linear", *where, part, path, module, d_in, d_out, span, index)
+
+
+def _changes_keys(finder: _Finder, root: str, core: str) -> bool:
+    """Whether an attention module normalises its keys, or has sinks beside them."""
+    module = finder.get(finder.join(root, core))
+    return any(hasattr(module, name) for name in ("k_norm", "sinks"))
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

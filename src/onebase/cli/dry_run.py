@@ -62,7 +62,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     base, total = outline(chosen.get("base"))
     kept = {key: chosen.get(key) for key in ("max_length", "template", "pooling")}
     task = make_task(base, data, **kept, **chosen.task_options(data.kind))
-    settings = settings_for(chosen.method.name, chosen.settings_only(data.kind), base.anatomy.hidden_size)
+    settings = settings_for(chosen.method, chosen.settings_only(data.kind), base.anatomy.hidden_size)
     trainable = build_adapter(base, name, chosen.method, task, 0, empty=True).count()
     examples = encode(base, task, data)["train"]
     per_step = settings.batch_size * settings.accumulate

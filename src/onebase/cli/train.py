@@ -188,9 +188,9 @@ def _load(chosen: Chosen, out: Output) -> Data:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
     columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
     of_training = {key: value for key, value in chosen.settings.items() if key in Settings.__dataclass_fields__}
-    settings_for(chosen.method.name, of_training)
+    settings_for(chosen.method, of_training)
     found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)
-    settings_for(chosen.method.name, chosen.settings_only(found.kind))
+    settings_for(chosen.method, chosen.settings_only(found.kind))
     if get_task(found.kind).surface == "logits" and chosen.get("pooling"):
         raise UsageError(f"pooling has no meaning for {found.kind} data: leave it out")
     used = ", ".join(f"{role} = {column!r}" for role, column in found.columns.items())

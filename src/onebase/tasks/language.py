@@ -93,6 +93,7 @@ class Completion(LanguageTask):
     kind: ClassVar[str] = "completion"
     summary: ClassVar[str] = "prompts and what should follow them"
     writes: ClassVar[bool] = True
+    prompted: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:

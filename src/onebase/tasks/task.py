@@ -41,6 +41,7 @@ class Examples:
         weight: (n,) share of a row in the loss, 1 / windows of its unit; None: 1.
         cut: units that lost tokens to the maximum length.
         facts: what else scoring needs, by name.
+        plain: the same units as the base's own tokenizer cuts them, where the adapter's view of it has more words.
     """
 
     rows: tuple[Encoded, ...]
@@ -49,6 +50,12 @@ class Examples:
     weight: Tensor | None = None
     cut: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    plain: Examples | None = None
+
+    @property
+    def for_base(self) -> Examples:
+        """What the plain base can read: it knows no word of an adapter."""
+        return self if self.plain is None else self.plain
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -201,6 +208,7 @@ class Task:
         labelled: the spec has label names.
         places: places that a template may have, each must be there.
         options: settings of the task beside max_length, template and pooling -> default.
+        prompted: the tokens before a row's first target are a prompt, which deltas at positions tell from its answer.
         whole_batch: the loss couples the rows of an effective batch, which is then never cut into micro-batches.
     """
 
@@ -211,6 +219,7 @@ class Task:
     labelled: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...]] = ("text",)
     options: ClassVar[Mapping[str, Any]] = {}
+    prompted: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
 
     # -- what an adapter is given ----------------------------------------------------------------------------------

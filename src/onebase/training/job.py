@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from onebase.adapter import Adapter
 from onebase.errors import TrainingError
 from onebase.tasks import Examples
-from onebase.training.settings import Settings
+from onebase.training.settings import Settings, shares
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -74,7 +74,7 @@ class JobState:
         self.per_step = settings.batch_size * settings.accumulate
         self.steps_per_epoch = math.ceil(len(train) / self.per_step)
         self.steps = self.steps_per_epoch * settings.epochs
-        self.optimizer, self.schedule = make_optimizer(adapter, settings, self.steps)
+        self.optimizer, self.schedule = make_optimizer(adapter, settings, self.steps, base.anatomy.hidden_size)
         self.history = History()
         self.epoch, self.place = 0, 0  # epochs finished, effective batches of this epoch done
         self.total, self.targets = 0.0, 0.0  # loss and weight of the targets of this epoch so far
@@ -110,9 +110,13 @@ class JobState:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= max(count, 1e-12)
+        penalty = self.adapter.module.penalty()
+        if penalty is not None:
+            penalty.backward()
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
+        self.adapter.module.stepped(self.history.steps + 1, self.steps)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.total, self.targets = self.total + loss, self.targets + count
@@ -241,13 +245,15 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def make_optimizer(adapter: Adapter, settings: Settings, steps: int) -> tuple[Any, Any]:
-    """AdamW with weight decay on matrices only, and a linear rise and fall of the rate."""
+def make_optimizer(adapter: Adapter, settings: Settings, steps: int, width: int) -> tuple[Any, Any]:
+    """AdamW with weight decay on matrices only, and a linear rise and fall of the rate, by part of a union."""
+    parts = shares(adapter, width)
     head = {id(p) for p in adapter.head.parameters()} if adapter.head is not None else set()
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for parameter in adapter.parameters():
-        rate = settings.head_lr if id(parameter) in head else settings.lr
-        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+        times, decays = parts.get(id(parameter), (1.0, True))
+        rate = settings.head_lr if id(parameter) in head else settings.lr * times
+        decay = settings.weight_decay if decays and parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     optimizer = torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": d} for (rate, d), p in groups.items()])
     warm = max(1, round(settings.warmup * steps))

@@ -23,6 +23,7 @@ from onebase.training.job import Checked, JobState
 from onebase.training.kernels import Kernels, kernels_of
 from onebase.training.settings import settings_for
 from onebase.training.warm import Parent, parent_method, read_parent
+from onebase.words import view
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -108,16 +109,17 @@ def prepare(
     if parent:
         found, options = parent.widened(found, options)
     spec = make_task(base, found, **options)
-    settings = settings_for(method.name, more, base.anatomy.hidden_size)
-    examples = _encoded(base, spec, found, {} if shared is None else shared)
+    settings = settings_for(method, more, base.anatomy.hidden_size)
+    examples = _encoded(base, spec, found, method, {} if shared is None else shared)
+    plain = {split: part.for_base for split, part in examples.items()}
     attached = name or _free_name(base, method.name)
     adapter = build_adapter(
-        base, f"{attached} (training)", method, spec, settings.seed, frequent=_frequent(examples["train"]),
+        base, f"{attached} (training)", method, spec, settings.seed, frequent=_frequent(plain["train"]),
         empty=parent is not None,
     )  # fmt: skip
     base._attach(adapter)
     try:
-        own = _own_scores(base, adapter, examples, found, report)
+        own = _own_scores(base, adapter, plain, found, report)
         if parent:
             report.note(parent.start(adapter))
         state = JobState(base, adapter, examples["train"], _scorer(base, adapter, examples), settings)
@@ -170,12 +172,14 @@ def _restore(
 
 
 def _encoded(
-    base: Base, spec: dict[str, Any], data: Data, shared: dict[Any, dict[str, Examples]]
+    base: Base, spec: dict[str, Any], data: Data, method: Method, shared: dict[Any, dict[str, Examples]]
 ) -> dict[str, Examples]:
     """Encode data, once for all jobs that read it alike."""
-    key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
+    own = view(base, method.vocabulary())
+    words = () if own is base.tokenizer else tuple(method.vocabulary())
+    key = (data.digest, json.dumps(spec, sort_keys=True, default=str), words)
     if key not in shared:
-        shared[key] = encode(base, spec, data)
+        shared[key] = encode(base, spec, data, own)
     examples = shared[key]
     for split, use in (("train", "training"), ("validation", "validation")):
         if not len(examples[split]):
