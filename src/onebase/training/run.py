@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_METHOD = "lora"
 LM_BLOCK = 256  # tokens per block of plain text: long enough for context, short enough for a laptop
 KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
+TRAINED = ("classification", "causal-lm", "completion")
 COMPLETION_TEMPLATE = "{prompt}\n{completion}"
 
 
@@ -193,6 +194,12 @@ def make_task(
     Raises:
         ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places.
     """
+    if data.kind not in TRAINED:
+        what = f"{data.kind} (its labels are measurements)" if data.scores else data.kind
+        raise DataError(
+            f"{data.source} is {what} data, which cannot be trained yet; known are {', '.join(TRAINED)}. Name one that "
+            "fits with --task, or pass other columns."
+        )
     spec = default_task(base) | {"kind": data.kind, "labels": list(data.labels)}
     spec["pair"] = data.kind == "classification" and data.train.text_pair is not None
     longest = spec["max_length"]
@@ -215,11 +222,6 @@ def make_task(
     if missing or (data.kind == "causal-lm" and template):
         raise ConfigError(
             f"template {template!r}: expected places for {places.get(data.kind) or 'nothing (plain text)'}"
-        )
-    if data.kind == "classification" and data.scores:
-        raise DataError(
-            f"the labels of {data.source} are measurements ({', '.join(data.labels[:4])}, ...): this is a regression, "
-            "which cannot be trained yet. Turn the numbers into classes, or pass another --label column."
         )
     return spec
 
