@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import threading
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class DiskColumn(Sequence[Any]):
 
     def __init__(self, plain: bool, restore: Any = None) -> None:
         self._file = tempfile.TemporaryFile(dir=_folder(), prefix="onebase-rows-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # the column owns the file; selections hold the column
         self._ends = array("Q", [0])
         self._plain, self._restore = plain, restore
         self._lock = threading.Lock()

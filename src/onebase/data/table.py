@@ -114,8 +114,10 @@ def tabulate(opened: Opened, memory: int | None = MEMORY) -> Table:
             values.append(value)
             used += _PER_CELL + (len(value) if isinstance(value, str | bytes) else _nested(value))
         places.append(place)
-        if memory is not None and used > memory:
-            return _large(opened, cells, places)
+        if memory is not None and used > memory and (len(places) >= _HEAD or used > _HEAD_BYTES):
+            break
+    if memory is not None and used > memory:
+        return _large(opened, cells, places)
     if not places:
         raise DataError(
             f"{opened.name}: no rows{' below the header' if opened.columns else ''}: the file is empty. Expected one "
@@ -165,4 +167,7 @@ def refuse_repeats(name: str, header: Sequence[str]) -> None:
     """
     twice = sorted(column for column, n in Counter(header).items() if n > 1)
     if twice:
-        raise DataError(f"{name}: the header names {twice} more than once. Give each column its own name.")
+        raise DataError(
+            f"{name}: the header names {twice} more than once. Give each column its own name; where the first line is "
+            "an example, add one with column names before it."
+        )
