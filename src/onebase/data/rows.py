@@ -130,9 +130,15 @@ class Rows:
         Raises:
             IndexError: a position is outside the rows.
         """
-        wanted = indices if isinstance(indices, Sequence) else list(indices)
-        taken = {role: _taken(values, wanted) for role, values in self._columns.items()}
-        places = None if self.places is None else _taken(self.places, wanted)
+        columns = [*self._columns.values(), *(() if self.places is None else (self.places,))]
+        if all(isinstance(values, tuple) for values in columns):
+            wanted = list(indices)
+            found = [tuple(values[i] for i in wanted) for values in columns]
+        else:
+            positions = _positions(indices, len(self))  # one array, shared by all columns
+            found = [_picked(values, positions) for values in columns]
+        taken = dict(zip(self._columns, found))
+        places = None if self.places is None else found[-1]
         return Rows(places=places, file=self.file, unit=self.unit, **taken)
 
 
@@ -192,15 +198,19 @@ class Picked(Sequence[Any]):
         return (self.values[int(position)] for position in self.positions)
 
 
-def _taken(values: Sequence[Any], wanted: Sequence[int]) -> Sequence[Any]:
-    if isinstance(values, tuple):
-        return tuple(values[i] for i in wanted)
+def _positions(indices: Iterable[int], count: int) -> Any:
+    """Return positions as an array of integers from 0 to `count` - 1."""
     import numpy as np
 
-    positions = np.fromiter(wanted, dtype=np.int64, count=len(wanted))
-    if len(positions) and not (-len(values) <= positions.min() and positions.max() < len(values)):
-        raise IndexError(f"rows {positions.min()} to {positions.max()} of {len(values)}")
-    positions[positions < 0] += len(values)
+    given = indices if isinstance(indices, np.ndarray) else np.array(list(indices), dtype=np.int64)
+    if len(given) and not (-count <= given.min() and given.max() < count):
+        raise IndexError(f"rows {given.min()} to {given.max()} of {count}")
+    return np.where(given < 0, given + count, given) if len(given) and given.min() < 0 else given
+
+
+def _picked(values: Sequence[Any], positions: Any) -> Sequence[Any]:
+    if isinstance(values, tuple):
+        return tuple(values[i] for i in positions)
     if isinstance(values, Picked):
         return Picked(values.values, values.positions[positions])
     return Picked(values, positions)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from onebase.data.balance import deal_by_labels, deal_class
+from onebase.data.balance import Groups, deal_by_labels, deal_class
 from onebase.data.kinds import KINDS
 from onebase.data.rows import Rows, are_scores, natural_order
 from onebase.errors import DataError
@@ -52,24 +51,26 @@ def make_splits(
     Raises:
         DataError: too few distinct texts, in all or of a class.
     """
-    import numpy as np
 
-    members = _members(rows, kind, seed)
-    if len(members) < FEWEST_ROWS:
+    groups = _together(rows, kind, seed)
+    if len(groups) < FEWEST_ROWS:
         what = "groups" if rows.get("group") is not None else "different texts"
         raise DataError(
-            f"{name}: {len(members)} {what} in {len(rows)} rows, too few to cut "
+            f"{name}: {len(groups)} {what} in {len(rows)} rows, too few to cut "
             f"{' and '.join(held_out)} from; expected at least {FEWEST_ROWS}. Add rows, or pass a folder "
             "with files train, validation and test."
         )
     classes = KINDS[kind].classes
     if running:
-        sides = _cut_in_place(rows, members, held_out)
+        sides = _cut_in_place(rows, groups, held_out)
     elif classes == "labels":
-        sides = deal_by_labels(members, rows["labels"], held_out, SHARE)
+        sides = deal_by_labels(groups, rows["labels"], held_out, SHARE)
     else:
-        sides = _cut_by_class(rows, members, held_out, name, classes)
-    return {side: rows.select(np.sort(sides[side])) for side in ("train", *held_out)}  # type: ignore[arg-type]
+        sides = _cut_by_class(rows, groups, held_out, name, classes)
+    found = {}
+    for number, side in enumerate(("train", *held_out)):
+        found[side] = rows.select(groups.rows(sides == number))
+    return found
 
 
 def sample(rows: Rows, limit: int, seed: int, running: bool, kind: str = "classification") -> Rows:
@@ -110,17 +111,17 @@ def keys(rows: Rows, kind: str) -> Iterator[str]:
         yield "\0".join(value.strip() if isinstance(value, str) else json.dumps(value) for value in values)
 
 
-def _members(rows: Rows, kind: str, seed: int) -> list[np.ndarray]:
-    """Return the rows that belong together (int64 arrays, ascending), ordered by the rank of their text."""
+def _together(rows: Rows, kind: str, seed: int) -> Groups:
+    """Return the rows that belong together, ordered by the rank of their text."""
     import numpy as np
 
     ranks = _ranks(keys(rows, kind), seed, "split", len(rows))
     groups = rows.get("group")
     if groups is not None:
         ranks = _joined(ranks, _ranks(iter(groups), seed, "group", len(rows)))
-    order = np.argsort(ranks, kind="stable")
-    starts = np.flatnonzero(np.diff(ranks[order])) + 1
-    return np.split(order, starts) if len(order) else []
+    order = np.argsort(ranks, kind="stable").astype(np.int32 if len(ranks) < 2**31 else np.int64)
+    ranks = ranks[order]
+    return Groups(order, np.append(0, np.append(np.flatnonzero(ranks[1:] != ranks[:-1]) + 1, len(order))))
 
 
 def _ranks(texts: Iterator[str], seed: int, purpose: str, count: int) -> np.ndarray:
@@ -158,56 +159,55 @@ def _joined(texts: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return group_names[np.array([find(i) for i in range(len(root))], dtype=np.int64)[group_of]]
 
 
-def _cut_by_class(
-    rows: Rows, members: list[np.ndarray], held_out: Sequence[str], name: str, classes: str
-) -> dict[str, Any]:
+def _cut_by_class(rows: Rows, groups: Groups, held_out: Sequence[str], name: str, classes: str) -> np.ndarray:
     import numpy as np
 
     names, labels = _strata(rows, classes)
-    strata: list[list[np.ndarray]] = [[] for _ in names]
-    for group in members:
-        strata[_most_frequent(labels, group, names)].append(group)
-    _refuse_small_classes(strata, names, labels, held_out, name)
-    sides: dict[str, list[np.ndarray]] = {side: [] for side in ("train", *held_out)}
-    for stratum in strata:
-        for side, taken in deal_class(stratum, held_out, SHARE).items():
-            sides[side] += taken
-    return {side: np.concatenate(taken) for side, taken in sides.items()}
+    strata = labels[groups.order[groups.bounds[:-1]]]
+    for number in np.flatnonzero(groups.sizes > 1).tolist():
+        strata[number] = _most_frequent(labels[groups[number]], names)
+    _refuse_small_classes(np.bincount(strata, minlength=len(names)), names, labels, held_out, name)
+    sides = np.zeros(len(groups), dtype=np.int8)
+    order = np.argsort(strata, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(strata[order])) + 1):
+        sides[members] = deal_class(groups.sizes[members], len(held_out), SHARE)
+    return sides
 
 
-def _most_frequent(labels: np.ndarray, group: np.ndarray, names: Sequence[str]) -> int:
+def _most_frequent(labels: np.ndarray, names: Sequence[str]) -> int:
     """Return the class that a text listed under several labels counts for."""
-    if len(group) == 1:
-        return int(labels[group[0]])
-    counts = Counter(labels[group].tolist())
+    counts = Counter(labels.tolist())
     return min(counts, key=lambda label: (-counts[label], names[label]))
 
 
-def _cut_in_place(rows: Rows, members: list[np.ndarray], held_out: Sequence[str]) -> dict[str, Any]:
+def _cut_in_place(rows: Rows, groups: Groups, held_out: Sequence[str]) -> np.ndarray:
     """Cut running text at tenths of its characters; a repeated entry goes where it first stands."""
     import numpy as np
 
     sizes = np.fromiter((len(text) for text in rows.text), dtype=np.int64, count=len(rows))
     ends = np.cumsum(sizes)
-    members = sorted(members, key=lambda group: group[0])
-    starts = [int(ends[group[0]] - sizes[group[0]]) for group in members]
-    cuts = [0]
-    for left in range(len(held_out), 0, -1):
-        cut = bisect_left(starts, int(ends[-1]) * (1 - SHARE * left))
-        cuts.append(max(cuts[-1] + 1, min(cut, len(members) - left)))  # every side has an entry
-    cuts.append(len(members))
-    return {side: np.concatenate(members[begin:end]) for side, begin, end in zip(("train", *held_out), cuts, cuts[1:])}
+    first = groups.order[groups.bounds[:-1]]
+    order = np.argsort(first, kind="stable")
+    starts = (ends - sizes)[first[order]]
+    sides = np.zeros(len(groups), dtype=np.int8)
+    begin = 0
+    for number in range(1, len(held_out) + 1):
+        left = len(held_out) - number + 1
+        cut = int(np.searchsorted(starts, int(ends[-1]) * (1 - SHARE * left)))
+        begin = max(begin + 1, min(cut, len(groups) - left))  # every side has an entry
+        sides[order[begin:]] = number
+    return sides
 
 
 def _refuse_small_classes(
-    strata: list[list[np.ndarray]], names: Sequence[str], labels: np.ndarray, held_out: Sequence[str], name: str
+    different: np.ndarray, names: Sequence[str], labels: np.ndarray, held_out: Sequence[str], name: str
 ) -> None:
     import numpy as np
 
-    small = [i for i, groups in enumerate(strata) if len(groups) < FEWEST_PER_CLASS]
-    if small:
+    small = np.flatnonzero(different < FEWEST_PER_CLASS)
+    if len(small):
         counts = np.bincount(labels, minlength=len(names))
-        shown = ", ".join(f"{names[i]!r} ({counts[i]} rows, {len(strata[i])} different)" for i in small[:10])
+        shown = ", ".join(f"{names[i]!r} ({counts[i]} rows, {different[i]} different)" for i in small[:10])
         raise DataError(
             f"{name}: {len(small)} classes have too few rows to cut {' and '.join(held_out)} from: {shown}. "
             f"Expected at least {FEWEST_PER_CLASS} different texts of each class. Add rows, merge or remove "
@@ -222,9 +222,9 @@ def _strata(rows: Rows, classes: str) -> tuple[tuple[str, ...], np.ndarray]:
     labels = rows.get(classes) if classes == "label" else None
     names = natural_order(labels) if labels is not None else ()
     if labels is None or are_scores(names):
-        return ("",), np.zeros(len(rows), dtype=np.int64)
+        return ("",), np.zeros(len(rows), dtype=np.int32)
     number = {label: i for i, label in enumerate(names)}
-    return names, np.fromiter((number[label] for label in labels), dtype=np.int64, count=len(rows))
+    return names, np.fromiter((number[label] for label in labels), dtype=np.int32, count=len(rows))
 
 
 def _quotas(sizes: dict[str, int], limit: int) -> dict[str, int]:
