@@ -29,6 +29,7 @@ class Kind:
         roles: what its rows have.
         optional: those of `roles` that may be missing.
         same: the roles that make two rows the same example; such rows are never on two sides of a split.
+        known: the roles that make a held-out row known from train; those of `same` where not named.
         classes: the role whose values are the classes that splits are stratified by, '' for none.
         forms: role -> its form, where this kind reads it in another form than usual.
         summary: what it is, for people.
@@ -38,6 +39,7 @@ class Kind:
     roles: tuple[str, ...]
     optional: tuple[str, ...] = ()
     same: tuple[str, ...]
+    known: tuple[str, ...] = ()
     classes: str = ""
     forms: Mapping[str, str] = field(default_factory=dict)
 
@@ -116,7 +118,10 @@ KINDS: dict[str, Kind] = {
     ),
     "tokens": Kind(summary="a tag per word", roles=("tokens", "tags"), same=("tokens",)),
     "qa": Kind(
-        summary="answers that are spans of a context", roles=("question", "context", "answers"), same=("context",)
+        summary="answers that are spans of a context",
+        roles=("question", "context", "answers"),
+        same=("context",),
+        known=("question", "context"),
     ),
     "seq2seq": Kind(summary="a target text per source text", roles=("source", "target"), same=("source",)),
     "chat": Kind(summary="conversations", roles=("messages",), same=("messages",)),
@@ -125,6 +130,7 @@ KINDS: dict[str, Kind] = {
         roles=("anchor", "positive", "negative"),
         optional=("negative",),
         same=("anchor",),
+        known=("anchor", "positive"),
     ),
     "similarity": Kind(
         summary="how alike two texts are", roles=("text", "text_pair", "score"), same=("text", "text_pair")
@@ -133,6 +139,7 @@ KINDS: dict[str, Kind] = {
         summary="how relevant a document is to a query",
         roles=("query", "document", "label"),
         same=("query",),
+        known=("query", "document"),
         forms={"label": "score"},
     ),
     "completion": Kind(summary="what follows a prompt", roles=("prompt", "completion"), same=("prompt",)),

@@ -274,7 +274,7 @@ def _notes_on_leaks(given: Given, kind: str) -> list[str]:
     import numpy as np
 
     hashed = {
-        split: np.fromiter((hash(key) for key in keys(rows, kind)), dtype=np.int64, count=len(rows))
+        split: np.fromiter((hash(key) for key in keys(rows, kind, KINDS[kind].known)), dtype=np.int64, count=len(rows))
         for split, rows in given.items()
     }
     notes = []

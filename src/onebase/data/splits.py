@@ -104,10 +104,16 @@ def sample(rows: Rows, limit: int, seed: int, running: bool, kind: str = "classi
     return rows.select(np.sort(np.concatenate(chosen)))  # type: ignore[arg-type]
 
 
-def keys(rows: Rows, kind: str) -> Iterator[str]:
-    """Yield what makes two rows the same: the text, or both texts, without white space at the ends."""
-    roles = [role for role in KINDS[kind].same if rows.get(role) is not None]
-    for values in zip(*(rows[role] for role in roles)):
+def keys(rows: Rows, kind: str, roles: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what makes two rows the same: the text, or both texts, without white space at the ends.
+
+    Args:
+        rows: the rows.
+        kind: their kind.
+        roles: what to compare them by; by default what decides that they stay together in splits.
+    """
+    used = [role for role in roles or KINDS[kind].same if rows.get(role) is not None]
+    for values in zip(*(rows[role] for role in used)):
         yield "\0".join(value.strip() if isinstance(value, str) else json.dumps(value) for value in values)
 
 
