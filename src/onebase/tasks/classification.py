@@ -61,11 +61,6 @@ class Classification(Task):
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Decide whether classes are uneven: then rare ones weigh more, and macro F1 is what counts."""
         how = choose_option("class_weights", spec.pop("class_weights"), ("auto", "balanced", "none"))
-        if data.scores:
-            raise DataError(
-                f"the labels of {data.source} are measurements ({', '.join(data.labels[:4])}, ...): this is a "
-                "regression. Pass task='regression' (--task regression), or another label column."
-            )
         counts = [Counter(data.train.label or ())[label] for label in spec["labels"]]
         uneven = evenness(counts) < UNEVEN
         spec["metric"] = "macro_f1" if uneven else "accuracy"
