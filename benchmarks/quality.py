@@ -26,7 +26,8 @@ from onebase.adapter import Adapter
 from onebase.core.contracts import AdapterModule
 from onebase.extend import Init, Method, Site, register, unregister
 from onebase.methods.registry import parse_method
-from onebase.training import run as run_module
+from onebase.tasks import get_task
+from onebase.training import prepare as run_module
 from onebase.training.settings import settings_for
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
@@ -81,7 +82,7 @@ def run_one(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -
     def build_full(base: ob.Base, name: str, method: Method, task: dict, seed: int, **_: Any) -> Adapter:
         adapter = FullAdapter(name, method, AdapterModule({}), task)
         adapter.model = base.model
-        adapter.head = run_module.ClassificationHead(base.anatomy.hidden_size, len(task["labels"]))
+        adapter.head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
         return adapter
 
     if method == "full":
@@ -111,7 +112,7 @@ def known() -> list[dict[str, Any]]:
 
 def once(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -> dict[str, Any]:
     """Return a finished run, or make it now."""
-    lr = settings_for(parse_method(method).name, settings, base.anatomy.hidden_size).lr  # a recipe may have changed
+    lr = settings_for(parse_method(method), settings, base.anatomy.hidden_size).lr  # a recipe may have changed
     for row in known():
         found = (row["data"], row["method"], row["seed"], row["settings"], row["lr"])
         if found == (data.source, method, seed, settings, lr):

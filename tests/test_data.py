@@ -53,7 +53,7 @@ def test_shared_sets_load(name: str) -> None:
     assert data.source == name and not data.splits_made and len(data.train) > 100 and len(data.validation)
     if data.kind == "classification":
         assert {"train": len(data.train), "test": len(data.test)}.items() <= noted_rows(folder).items()
-    assert data.scores == (name == "stsb")
+    assert data.scores == (data.kind == "regression") == (name == "stsb")
     assert ("text_pair" in data.columns) == (name in ("mrpc", "rte", "stsb"))
     if data.kind == "causal-lm":
         assert "\n".join(data.train.text) == (folder / "train.txt").read_bytes().decode()
@@ -75,9 +75,9 @@ def test_labels_survive_as_written(tmp_path: Path, labels: tuple[str, str]) -> N
 
 
 def test_jsonl_numbers_keep_their_spelling(tmp_path: Path) -> None:
-    lines = [f'{{"text": "t\\u2028 {i}", "label": {("1.50", "true", "2e3")[i % 3]}}}' for i in range(30)]
+    lines = [f'{{"text": "t\\u2028 {i}", "label": {("1.50", "-7", "2e3")[i % 3]}}}' for i in range(30)]
     data = load(write(tmp_path, "a.jsonl", "\ufeff" + "\n".join(lines).replace("\\u2028", "\u2028")))
-    assert data.labels == ("1.50", "2e3", "true")
+    assert data.labels == ("-7", "1.50", "2e3")
     assert all("\u2028" in text for text in data.train.text)
 
 
@@ -119,7 +119,8 @@ def test_broken_encoding_names_byte_and_line(tmp_path: Path) -> None:
         ("a.txt", "\n \n", r"empty"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', r"line 2, column \d+: not JSON"),
         ("a.jsonl", "[1, 2]\n", r"line 1: '\[1, 2\]' is not an object"),
-        ("a.parquet", "x", r"\.parquet; expected \.csv"),
+        ("a.parquet", "x", r"damaged or cut off"),
+        ("a.odt", "x", r"\.odt; expected \.csv"),
     ],
 )
 def test_malformed_files(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -423,7 +424,9 @@ def test_prompts_with_several_completions_stay_together() -> None:
 def test_scores_are_not_classes() -> None:
     rows = [{"text": f"t {i}", "label": f"{i / 8}"} for i in range(50)]
     data = load({"train": rows[:40], "validation": rows[40:]})
-    assert data.scores and len(data.labels) == 50
+    assert data.scores and data.kind == "regression" and data.labels == () and data.train["score"][:2] == (0.0, 0.125)
+    named = load({"train": rows[:40] * 2, "validation": rows[:1]}, task="classification")
+    assert not named.scores and len(named.labels) == 40
     assert len(load(rows).test) == 5
     assert not load(rows_of()).scores
 

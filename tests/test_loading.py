@@ -9,12 +9,16 @@ import torch
 from transformers import (
     BertConfig,
     BertModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Starcoder2Config,
     Starcoder2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
     XLNetConfig,
     XLNetModel,
 )
@@ -92,7 +96,14 @@ def test_a_real_decoder_writes_what_its_authors_printed() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's own, about how it was built
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    "make", [lambda: BertModel(BertConfig(**SMALL)), lambda: LlamaForCausalLM(LlamaConfig(**SMALL))]
+    "make",
+    [
+        lambda: BertModel(BertConfig(**SMALL)),
+        lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+        # parts of a projection interleave; compiling takes many seconds
+        pytest.param(lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)), marks=pytest.mark.slow),
+    ],
+    ids=["bert", "llama", "gpt-neox"],
 )
 def test_a_compiled_model_routes_adapters_that_were_added_later(make: object) -> None:
     torch.manual_seed(0)
@@ -123,3 +134,14 @@ def test_t5_encoder_alone() -> None:
         ids = torch.randint(5, 60, (2, 6))
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         assert base.states(batch, ["p", None]).shape == (2, 6, 32)
+
+
+def test_a_base_that_reads_images_has_no_tokenizer(tmp_path: Path) -> None:
+    """A folder with a ViT loads, and its states are those of the model."""
+    ViTModel(
+        ViTConfig(image_size=8, patch_size=4, **{k: v for k, v in SMALL.items() if k != "vocab_size"})
+    ).save_pretrained(tmp_path)
+    with ob.load_base(tmp_path) as base:
+        images = torch.randn(2, 3, 8, 8)
+        assert base.tokenizer is None
+        assert base.states({"pixel_values": images}, None).shape == (2, 5, 32)

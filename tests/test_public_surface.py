@@ -12,6 +12,7 @@ SURFACE = [
     "Base",
     "Bottleneck",
     "Data",
+    "Job",
     "LoRA",
     "Method",
     "Prediction",
@@ -26,6 +27,7 @@ SURFACE = [
     "load_data",
     "parse_method",
     "train",
+    "train_many",
 ]
 
 

@@ -22,7 +22,7 @@ from onebase.errors import (
 from onebase.examples import encode
 from onebase.store import Store
 from onebase.training.loop import Reporter
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 from onebase.training.settings import Settings, settings_for
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -298,7 +298,7 @@ def test_plain_text(writer: ob.Base, store: Store, tmp_path: Path) -> None:
 def test_the_loss_is_on_the_completion_only(writer: ob.Base) -> None:
     rows = [{"prompt": f"colour {i}", "completion": f"blue {i}"} for i in range(12)]
     data = ob.load_data(rows)
-    task = make_task(writer, data, None, None, None)
+    task = make_task(writer, data)
     examples = encode(writer, task, data)["train"]
     tokenizer = writer.tokenizer
     for row in examples.rows:
@@ -313,11 +313,11 @@ def test_the_loss_is_on_the_completion_only(writer: ob.Base) -> None:
 def test_perplexity_is_the_plain_computation(writer: ob.Base) -> None:
     rows = [{"prompt": f"Once upon {n}", "completion": f" a time there were {n} cats."} for n in range(12)]
     data = ob.load_data(rows)
-    task = make_task(writer, data, None, "{prompt}{completion}", None)
+    task = make_task(writer, data, template="{prompt}{completion}")
     examples = encode(writer, task, data)["train"]
-    from onebase.evaluation import score
+    from onebase.evaluation import score_base
 
-    found = score(writer, None, examples, ())
+    found = score_base(writer, task, None, examples)
     total, count = 0.0, 0
     with torch.no_grad(), writer.use(None):
         for row in examples.rows:

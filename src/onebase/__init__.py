@@ -15,9 +15,10 @@ _WHERE = {
     "Base": "onebase.base",
     "Bottleneck": "onebase.methods.bottleneck",
     "Data": "onebase.data",
+    "Job": "onebase.training",
     "LoRA": "onebase.methods.lora",
     "Method": "onebase.methods.method",
-    "Prediction": "onebase.base",
+    "Prediction": "onebase.tasks",
     "Prefix": "onebase.methods.prefix",
     "Prompt": "onebase.methods.prompt",
     "Run": "onebase.training",
@@ -29,12 +30,14 @@ _WHERE = {
     "load_data": "onebase.data",
     "parse_method": "onebase.methods.registry",
     "train": "onebase.training",
+    "train_many": "onebase.training",
 }
 
 __all__ = [
     "Base",
     "Bottleneck",
     "Data",
+    "Job",
     "LoRA",
     "Method",
     "Prediction",
@@ -49,11 +52,12 @@ __all__ = [
     "load_data",
     "parse_method",
     "train",
+    "train_many",
 ]
 
 if TYPE_CHECKING:
     from onebase import errors, extend
-    from onebase.base import Base, Prediction
+    from onebase.base import Base
     from onebase.data import Data
     from onebase.data import load as load_data
     from onebase.evaluation import evaluate
@@ -65,7 +69,8 @@ if TYPE_CHECKING:
     from onebase.methods.prompt import Prompt
     from onebase.methods.registry import parse_method
     from onebase.store import Store
-    from onebase.training import Run, train
+    from onebase.tasks import Prediction
+    from onebase.training import Job, Run, train, train_many
 
 
 def __getattr__(name: str) -> Any:

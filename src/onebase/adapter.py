@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebase.core.contracts import AdapterModule, KVDelta, PromptDelta
+from onebase.core.contracts import AdapterModule, Delta, KVDelta, PromptDelta, TokenDelta
 from onebase.core.plan import Routed
-from onebase.heads import ClassificationHead, build_head
 from onebase.methods.method import Method
 
 
@@ -24,10 +23,12 @@ class Adapter:
         method: how it adapts.
         module: shared part and deltas, float32.
         head: task head, or None where the base's LM head serves.
-        task: kind ('classification', 'causal-lm', 'completion'), labels, pooling, max_length, template.
+        task: spec of what it is for: kind, labels, pooling, max_length, template and what else its task has.
         ref: name@version in a store, or ''.
         digest: content identity, or '' for one that was not stored.
         config: what the store holds beside the tensors (provenance, metrics, probes).
+        base_head: the base's own head on frozen vectors, for scores side by side, or None.
+        tokenizer: its own view of the base's tokenizer where it knows words of its own, else None.
     """
 
     name: str
@@ -38,7 +39,8 @@ class Adapter:
     ref: str = ""
     digest: str = ""
     config: dict[str, Any] = field(default_factory=dict)
-    base_head: ClassificationHead | None = None  # the base's own head: frozen vectors, for scores side by side
+    base_head: nn.Module | None = None  # the base's own head: frozen states, for scores side by side
+    tokenizer: Any = field(default=None, repr=False)
     routed: Routed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +52,9 @@ class Adapter:
         deltas = dict(self.module.items())
         self.routed.module, self.routed.deltas = self.module, deltas
         self.routed.has_kv = any(isinstance(d, KVDelta) for d in deltas.values())
+        self.routed.positional = any(isinstance(d, Delta) and d.positional for d in deltas.values())
         self.routed.prompts = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, PromptDelta)}
+        self.routed.words = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, TokenDelta)}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -101,14 +105,6 @@ class Adapter:
         """Drop what only training needs; the outputs stay the same."""
         self.module = self.module.fold()
         self.bind()
-
-    def set_task(self, task: dict[str, Any], width: int) -> None:
-        """Give the adapter a task and a fresh head for vectors of `width`."""
-        self.task = task
-        self.head = build_head(task, width)
-        device = next(self.module.parameters()).device
-        if self.head is not None:
-            self.head.to(device)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of every tensor, to restore the best epoch."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from onebase.adapter import Adapter
 from onebase.errors import ConfigError
+from onebase.tasks import get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -73,7 +73,7 @@ class AdapterModel(nn.Module):
 
         Args:
             input_ids, attention_mask: (B, T).
-            labels: (B,) class numbers for a classification head, (B, T) token ids for the LM head.
+            labels: what the task compares with: (B,) class numbers, (B, T) token ids for the LM head, ...
             num_items_in_batch: labels in all micro-batches of a step, which Trainer passes: the loss is then their
                 share of the step's mean.
             inputs: further inputs of the base model.
@@ -94,13 +94,14 @@ class AdapterModel(nn.Module):
         batch = {"input_ids": input_ids, "attention_mask": mask, **inputs}
         unknown = [key for key in inputs if key != "token_type_ids"]
         if unknown:
-            raise ConfigError(f"inputs {unknown} are not used by a classification head")
-        logits = self.head(self._base.vectors(batch, name, self._adapter.task["pooling"]))
+            raise ConfigError(f"inputs {unknown} are not used by a head")
+        spec = self._adapter.task
+        task = get_task(spec["kind"])
+        logits = task.read(self.head, self._base.states(batch, name), mask, spec)
         loss = None
-        if labels is not None and num_items_in_batch is not None:
-            loss = F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
-        elif labels is not None:
-            loss = F.cross_entropy(logits, labels)
+        if labels is not None:
+            sums, counts = task.tensor_loss(logits, labels, spec)
+            loss = sums.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def activation_checkpointing_enable(self, **_: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,13 @@ from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
 from onebase.core.plan import Routed
 from onebase.core.route import as_route
-from onebase.encode import Encoded, collate, encode_texts, pad_id
+from onebase.encode import Encoded, collate, pad_id
 from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
 from onebase.heads import pool
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
+from onebase.tasks import Prediction, get_task
+from onebase.words import seen
 
 if TYPE_CHECKING:
     from onebase.as_model import AdapterModel
@@ -29,25 +30,6 @@ if TYPE_CHECKING:
     from onebase.store import Stored
 
 AdapterNames = str | None | Sequence[str | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What one row gives.
-
-    Attributes:
-        adapter: the adapter that answered, None for the plain base.
-        label: most probable label, None where there is no head.
-        probabilities: label -> probability; empty where there is no head.
-        embedding: (D,) pooled states, float32, for rows without a head; else None.
-        cut: tokens that the maximum length removed from this row.
-    """
-
-    adapter: str | None
-    label: str | None
-    probabilities: dict[str, float]
-    embedding: Tensor | None = None
-    cut: int = 0
 
 
 class Base:
@@ -222,6 +204,11 @@ class Base:
         if self._closed:
             raise OnebaseError("this base is closed; load it again")
 
+    def tokenizer_of(self, name: str | None) -> Any:
+        """Return the tokenizer that texts of an adapter are cut with: the base's, or its own view with words added."""
+        own = None if name is None else self.adapters[name].tokenizer
+        return self.tokenizer if own is None else own
+
     # -- routes --------------------------------------------------------------------------------------------------
 
     def _check(self, names: AdapterNames) -> None:
@@ -231,12 +218,14 @@ class Base:
                 self.adapters[name]
 
     @contextmanager
-    def use(self, adapter: AdapterNames, *, repeat: int = 1) -> Iterator[Base]:
+    def use(self, adapter: AdapterNames, *, repeat: int = 1, prompts: Sequence[int] | None = None) -> Iterator[Base]:
         """Route every call of this thread or task inside the block.
 
         Args:
             adapter: one name (None: the plain base) for all rows, or one entry per row.
             repeat: how often generation repeats each row (`num_beams`, or `num_return_sequences`).
+            prompts: real tokens of each row's prompt, where the call holds more than it: methods that change the last
+                positions of a prompt (loreft) need it when a text is written without a cache. None: the whole row.
 
         Raises:
             UnknownNameError: before any computing.
@@ -244,7 +233,7 @@ class Base:
         self._check(adapter)
         if repeat < 1:
             raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
-        with self._installed.context.use(as_route(adapter, repeat)):
+        with self._installed.context.use(as_route(adapter, repeat, prompts=prompts)):
             yield self
 
     def bind(self, adapter: AdapterNames, function: Callable[..., Any] | None = None) -> Bound:
@@ -279,11 +268,13 @@ class Base:
         """Return the last hidden states (B, T, D) of the stack that classification reads, at the callers' tokens.
 
         Args:
-            batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them.
+            batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them; or pixel_values
+                (B, C, H, W) for a base that reads images.
             adapter: as in `use`.
         """
         stack = self.anatomy.stacks[0]
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+        known = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+        inputs = {k: batch[k] for k in known if k in batch}
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
         with self._installed.context.use(as_route(adapter, strip=True)):
@@ -291,26 +282,30 @@ class Base:
 
     def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
         """Return pooled states (B, D), float32."""
-        return pool(self.states(batch, adapter), batch["attention_mask"], pooling)
+        states = self.states(batch, adapter)
+        return pool(states, _real(batch, states), pooling)
 
-    def logits(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
-        """Return per row: the head's logits, or the pooled vector where the row has no head. One forward.
+    def outputs(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
+        """Return per row what its adapter's head gives, or the pooled vector where there is no head. One forward.
 
         Args:
             batch: B rows.
             names: B adapter names or None.
         """
         states = self.states(batch, names)
+        mask = _real(batch, states)
         out: list[Tensor | None] = [None] * len(names)
         for name in dict.fromkeys(names):
             rows = [i for i, other in enumerate(names) if other == name]
-            adapter = None if name is None else self._adapters[name]
-            how = (adapter.task.get("pooling") if adapter else None) or self.anatomy.pooling
-            vectors = pool(states[rows], batch["attention_mask"][rows], how)
-            values = vectors if adapter is None or adapter.head is None else adapter.head(vectors)
+            spec, head = self._spec(name), None if name is None else self._adapters[name].head
+            values = get_task(spec["kind"]).read(head, states[rows], mask[rows], spec)
             for row, value in zip(rows, values):
                 out[row] = value
         return out  # type: ignore[return-value]
+
+    def _spec(self, name: str | None) -> dict[str, Any]:
+        """Return the task of an adapter; the plain base gives embeddings."""
+        return default_task(self) | {"kind": "features"} if name is None else self._adapters[name].task
 
     def predict(
         self,
@@ -320,12 +315,12 @@ class Base:
         pairs: str | Sequence[str] | None = None,
         batch_size: int = 32,
     ) -> list[Prediction]:
-        """Classify texts, each with its own adapter, in mixed batches.
+        """Answer texts, each with its own adapter, in mixed batches.
 
         Args:
             texts: one text or n.
             adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
-            pairs: second texts, for tasks on pairs.
+            pairs: second texts, for tasks on pairs: the context of a question, the document of a query.
             batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`.
 
         Returns:
@@ -338,15 +333,23 @@ class Base:
         names = self._spread(adapter, len(texts))
         self._check_predict(names, texts, pairs)
         rows = self._encode_each(names, texts, pairs)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        done: list[Prediction | None] = [None] * len(rows)
+        flat = [(i, row) for i, many in enumerate(rows) for row in many]
+        order = sorted(range(len(flat)), key=lambda i: len(flat[i][1].ids))
+        values: list[Tensor | None] = [None] * len(flat)
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 part = order[start : start + batch_size]
-                batch = collate([rows[i] for i in part], pad_id(self.tokenizer), device=self.device)
-                for i, value in zip(part, self.logits(batch, [names[i] for i in part])):
-                    done[i] = self._prediction(names[i], value, rows[i].cut)
-        return done  # type: ignore[return-value]
+                bare = [Encoded(flat[i][1].ids, flat[i][1].types) for i in part]
+                batch = collate(bare, pad_id(self.tokenizer), device=self.device)
+                for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part])):
+                    values[i] = value
+        found: list[list[Tensor]] = [[] for _ in texts]
+        for (text, _), value in zip(flat, values):
+            found[text].append(value)  # type: ignore[arg-type]
+        return [
+            self._prediction(names[i], rows[i], found[i], texts[i], None if pairs is None else pairs[i])
+            for i in range(len(texts))
+        ]
 
     def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
         self._check(adapter)
@@ -361,33 +364,32 @@ class Base:
         if pairs is not None and len(pairs) != len(texts):
             raise RouteError(f"{len(texts)} texts but {len(pairs)} second texts")
         for name in set(names) - {None}:
-            task = self._adapters[name].task  # type: ignore[index]
-            if task["kind"] in ("causal-lm", "completion"):
+            spec = self._adapters[name].task  # type: ignore[index]
+            if get_task(spec["kind"]).writes:
                 raise UnsupportedError(f"adapter {name!r} writes text: use base.generate(prompts, adapter={name!r})")
-            if task.get("pair") and pairs is None:
+            if spec.get("pair") and pairs is None:
                 raise RouteError(f"adapter {name!r} was trained on pairs of texts: pass pairs=")
-            if pairs is not None and task["kind"] == "classification" and not task.get("pair"):
+            if pairs is not None and spec["kind"] != "features" and not spec.get("pair"):
                 raise RouteError(f"adapter {name!r} was trained on single texts: leave pairs out")
 
     def _encode_each(
         self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None
-    ) -> list[Encoded]:
-        rows: list[Encoded | None] = [None] * len(texts)
+    ) -> list[list[Encoded]]:
+        rows: list[list[Encoded]] = [[] for _ in texts]
         for name in dict.fromkeys(names):
             mine = [i for i, other in enumerate(names) if other == name]
-            task = default_task(self) if name is None else self._adapters[name].task
+            spec, own = self._spec(name), seen(self, self.tokenizer_of(name))
             second = None if pairs is None else [pairs[i] for i in mine]
-            for i, row in zip(mine, encode_texts(self.tokenizer, task, [texts[i] for i in mine], second)):
-                rows[i] = row
-        return rows  # type: ignore[return-value]
+            encoded = get_task(spec["kind"]).encode_inputs(own, spec, [texts[i] for i in mine], second)
+            for i, many in zip(mine, encoded):
+                rows[i] = many
+        return rows
 
-    def _prediction(self, name: str | None, value: Tensor, cut: int) -> Prediction:
-        adapter = None if name is None else self._adapters[name]
-        if adapter is None or adapter.head is None:
-            return Prediction(name, None, {}, value.float().cpu(), cut)
-        shares = torch.softmax(value.double(), -1).tolist()
-        best = max(range(len(shares)), key=shares.__getitem__)
-        return Prediction(name, adapter.labels[best], dict(zip(adapter.labels, shares)), None, cut)
+    def _prediction(
+        self, name: str | None, rows: Sequence[Encoded], values: Sequence[Tensor], text: str, pair: str | None
+    ) -> Prediction:
+        spec, head = self._spec(name), None if name is None else self._adapters[name].head
+        return get_task(spec["kind"]).answer(spec, head, name, rows, values, text, pair)
 
     def generate(
         self,
@@ -452,8 +454,9 @@ class Base:
 
     def _check_writers(self, names: Sequence[str | None]) -> None:
         for name in set(names) - {None}:
-            if self._adapters[name].head is not None:  # type: ignore[index]
-                raise UnsupportedError(f"adapter {name!r} classifies: use base.predict(texts, adapter={name!r})")
+            spec = self._adapters[name].task  # type: ignore[index]
+            if not get_task(spec["kind"]).writes and spec["kind"] != "features":
+                raise UnsupportedError(f"adapter {name!r} does not write: use base.predict(texts, adapter={name!r})")
 
     # -- identity ------------------------------------------------------------------------------------------------
 
@@ -490,6 +493,12 @@ class _Named(Mapping[str, Adapter]):
 
     def __len__(self) -> int:
         return len(self._view)
+
+
+def _real(batch: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    """Return which tokens are real, (B, T): those of the mask, or all where images have none."""
+    mask = batch.get("attention_mask")
+    return torch.ones(states.shape[:2], dtype=torch.long, device=states.device) if mask is None else mask
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:

@@ -34,7 +34,10 @@ class Bound:
             return int(kwargs.get(name) or getattr(config, name, None) or 1)
 
         repeat = max(setting("num_beams"), setting("num_return_sequences"))
-        with self.base._installed.without_checkpointing(), self.base.use(self.adapter, repeat=repeat):
+        mask = kwargs.get("attention_mask")
+        prompts = None if mask is None or mask.dim() != 2 else mask.sum(1).tolist()
+        route = self.base.use(self.adapter, repeat=repeat, prompts=prompts)
+        with self.base._installed.without_checkpointing(), route:
             return self.base.model.generate(*args, **kwargs)
 
     def predict(self, texts: Any, **settings: Any) -> list[Prediction]:

@@ -13,7 +13,10 @@ from onebase.core.contracts import AdapterModule
 from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.image_init import image_init
 from onebase.methods.method import Init, Method
+from onebase.tasks import get_task
+from onebase.words import view, word_ids
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -75,7 +78,8 @@ def build_adapter(
     refused = next((site for site in sites if site.unsupported), None)
     if refused is not None:
         raise UnsupportedError(f"{method.name} at {refused.name}: {refused.unsupported}")
-    init = make_init(base, task, seed, frequent, empty)
+    own = view(base, method.vocabulary())
+    init = make_init(base, task, seed, frequent, empty, own)
     module = method.build(sites, init)
     if not isinstance(module, AdapterModule):
         raise ConfigError(f"{method.name}.build returned {type(module).__name__}: expected an AdapterModule")
@@ -84,19 +88,25 @@ def build_adapter(
         raise ConfigError(f"{method.name}.build made deltas for unknown sites: {', '.join(strange[:5])}")
     if empty:
         module = module.fold()
-    own = {p.data_ptr() for p in base.model.parameters()}
-    if any(p.data_ptr() in own for p in module.parameters()):
+    taken = {p.data_ptr() for p in base.model.parameters()}
+    if any(p.data_ptr() in taken for p in module.parameters()):
         raise UnsupportedError(
             f"{method.name} took a tensor of the base as a parameter: clone what site.weight() gives"
         )
     module.to(base.device, torch.float32)
-    adapter = Adapter(name, method, module, task)
-    adapter.set_task(task, base.anatomy.hidden_size)
-    return adapter
+    head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
+    return Adapter(
+        name, method, module, task, head if head is None else head.to(base.device),
+        tokenizer=None if own is base.tokenizer else own,
+    )  # fmt: skip
 
 
-def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool) -> Init:
+def make_init(
+    base: Base, task: dict[str, Any], seed: int, frequent: Sequence[int] | None, empty: bool, own: Any
+) -> Init:
     """Return what a method may draw on."""
+    if base.anatomy.stacks[0].patches is not None:
+        return image_init(base, seed, empty)
 
     def embed_ids(ids: Sequence[int]) -> Tensor:
         with torch.no_grad():
@@ -105,6 +115,9 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
     def embed(text: str) -> Tensor:
         ids = [] if empty else text_ids(base, text)
         return embed_ids(ids) if ids else torch.zeros(0, base.anatomy.stacks[0].width)
+
+    def ids_of(words: Sequence[str]) -> tuple[list[int], set[str]]:
+        return word_ids(base.tokenizer, own, words)
 
     def common(count: int) -> list[int]:
         return list(frequent[:count]) if frequent else vocabulary(base)[:count]
@@ -122,7 +135,7 @@ def make_init(base: Base, task: dict[str, Any], seed: int, frequent: Sequence[in
         return record_kv(base, ids, sites)
 
     generator = torch.Generator().manual_seed(seed)
-    return Init(generator, embed, kv, embed_ids, tuple(task.get("labels") or ()), common)
+    return Init(generator, embed, kv, embed_ids, tuple(task.get("labels") or ()), common, ids_of)
 
 
 def text_ids(base: Base, text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,14 @@ class Encoded:
         types: token type ids, or None.
         labels: per token, IGNORED where there is no loss; or None.
         cut: tokens that the maximum length removed.
+        offsets: per token its (start, end) in the text, None for tokens of no text; or None where nobody asked.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
     cut: int = 0
+    offsets: tuple[tuple[int, int] | None, ...] | None = None
 
 
 def render(template: str, fields: dict[str, str]) -> str:
@@ -54,40 +56,89 @@ def render(template: str, fields: dict[str, str]) -> str:
     return "".join(pieces)
 
 
-def encode_texts(
-    tokenizer: Any, task: dict[str, Any], texts: Sequence[str], pairs: Sequence[str] | None = None
-) -> list[Encoded]:
-    """Encode texts (or pairs) for a classification or embedding task.
+def encode_windows(
+    tokenizer: Any,
+    spec: Mapping[str, Any],
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    offsets: bool = False,
+) -> list[list[Encoded]]:
+    """Encode texts or pairs; a text that is longer than the maximum length is read in windows, or cut.
 
     Args:
         tokenizer: a transformers tokenizer.
-        task: its `template` and `max_length` are used.
+        spec: `template`, `max_length`; `windows` with `overlap`, the tokens that neighbouring windows share: without
+            them, and for pairs, what is too long is cut.
         texts: n texts.
         pairs: n second texts, or None.
+        offsets: keep where each token is in its text (in the second text, of a pair).
 
     Returns:
-        n rows. `cut` tells how many tokens were removed.
+        Per text its rows, at least one. `cut` tells how many tokens were removed.
+
+    Raises:
+        DataError: something is no text.
     """
-    if any(not isinstance(text, str) for text in texts):
-        bad = next((i, text) for i, text in enumerate(texts) if not isinstance(text, str))
-        raise DataError(f"text {bad[0]} is {bad[1]!r}: expected a string")
-    template, limit = task.get("template") or "", task["max_length"]
+    _check_texts(texts)
+    template, limit = spec.get("template") or "", spec["max_length"]
     if template:
         fields = [{"text": t} | ({"text_pair": p} if pairs is not None else {}) for t, p in zip(texts, pairs or texts)]
         texts, pairs = [render(template, f) for f in fields], None
     if not texts:
         return []
     second = None if pairs is None else list(pairs)
-    full = tokenizer(list(texts), second, add_special_tokens=True, verbose=False)
-    short = tokenizer(list(texts), second, add_special_tokens=True, truncation=True, max_length=limit)
-    types = short.get("token_type_ids")
-    rows = []
+    full = tokenizer(list(texts), second, add_special_tokens=True, verbose=False)["input_ids"]
+    windowed = bool(spec.get("windows")) and pairs is None and any(len(ids) > limit for ids in full)
+    if windowed and not tokenizer.is_fast:
+        raise ConfigError("windows need a fast tokenizer: pass windows=False to cut long texts instead")
+    more: dict[str, Any] = {}
+    if windowed:
+        more = {"return_overflowing_tokens": True, "stride": min(spec.get("overlap", OVERLAP), limit // 2)}
+    if offsets:
+        more["return_offsets_mapping"] = True
+    short = tokenizer(list(texts), second, add_special_tokens=True, truncation=True, max_length=limit, **more)
+    types, of = short.get("token_type_ids"), short.get("overflow_to_sample_mapping")
+    found: list[list[Encoded]] = [[] for _ in texts]
     for i, ids in enumerate(short["input_ids"]):
-        if not ids:  # an empty text on a tokenizer without special tokens still needs one token
-            ids = [pad_id(tokenizer)]
+        text = i if of is None else of[i]
+        ids = ids or [pad_id(tokenizer)]  # an empty text on a tokenizer without special tokens still needs one token
         kind = tuple(types[i]) if types is not None and len(types[i]) == len(ids) else None
-        rows.append(Encoded(tuple(ids), kind, cut=max(0, len(full["input_ids"][i]) - len(ids))))
-    return rows
+        cut = 0 if windowed else max(0, len(full[text]) - len(ids))
+        spots = _spots(short, i, pairs is not None) if offsets else None
+        found[text].append(Encoded(tuple(ids), kind, cut=cut, offsets=spots))
+    return found
+
+
+OVERLAP = 64  # tokens that neighbouring windows share by default: a sentence or two
+
+
+def _spots(batch: Any, row: int, second: bool) -> tuple[tuple[int, int] | None, ...]:
+    """Return the place of each token in the text that is asked about, None for all other tokens."""
+    wanted = 1 if second else 0
+    spots = zip(batch["offset_mapping"][row], batch.sequence_ids(row))
+    return tuple((int(a), int(b)) if of == wanted else None for (a, b), of in spots)
+
+
+def encode_texts(
+    tokenizer: Any, spec: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str] | None = None
+) -> list[Encoded]:
+    """Encode texts or pairs as one row each; what is too long is cut."""
+    return [rows[0] for rows in encode_windows(tokenizer, {**spec, "windows": False}, texts, pairs)]
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"text {i} is {text!r}: expected a string")
+
+
+def prompt_ids(tokenizer: Any, text: str, encoder: bool) -> list[int]:
+    """Token ids of a text that will be continued: with BOS where the tokenizer adds one, never with EOS."""
+    ids = list(tokenizer(text)["input_ids"])
+    if not encoder and ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
 
 
 def pad_id(tokenizer: Any) -> int:

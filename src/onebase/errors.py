@@ -41,7 +41,13 @@ class UnsupportedError(OnebaseError):
 
 
 class DataError(OnebaseError, ValueError):
-    """A data file cannot be used; the message names file, row and column."""
+    """A data file cannot be used; the message names file, row and column.
+
+    Attributes:
+        problems: (what, where) of single rows, up to 1000, where rows are what is wrong.
+    """
+
+    problems: tuple[tuple[str, str], ...] = ()
 
 
 class StoreError(OnebaseError):

@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import nn
 
 from onebase.data import Data, load
 from onebase.errors import ConfigError, DataError
-from onebase.examples import Examples, encode, forward
-from onebase.heads import ClassificationHead
-from onebase.statistics import (
-    PairedTest,
-    accuracy_interval,
-    classification_metrics,
-    mcnemar_exact,
-    paired_bootstrap,
-    perplexity,
-    perplexity_interval,
-    token_rows,
-)
+from onebase.examples import SPLITS, encode, encode_rows, run_examples
+from onebase.statistics import PairedTest, mcnemar_exact, paired_bootstrap
+from onebase.tasks import Examples, Scores, get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Scores of one model on one split.
-
-    Attributes:
-        metric: the metric that counts: accuracy (higher is better) or perplexity (lower is better).
-        value: its value.
-        interval: 95 % interval of it: Wilson for accuracy, seeded bootstrap over texts for perplexity.
-        metrics: every metric.
-        correct: per row, for classification.
-        sums, counts: per row: summed loss in nats and number of targets, for language modelling.
-        predicted: per row: label, for classification.
-    """
-
-    metric: str
-    value: float
-    interval: tuple[float, float]
-    metrics: dict[str, Any]
-    correct: tuple[bool, ...] = ()
-    sums: tuple[float, ...] = ()
-    counts: tuple[int, ...] = ()
-    predicted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +25,7 @@ class Evaluation:
 
     Attributes:
         split: which rows were scored.
-        rows: how many.
+        rows: how many units (texts, pairs, documents).
         adapter: scores under the adapter.
         base: scores of the base alone (head only, base frozen); None where no such head is at hand.
         test: paired comparison adapter - base, None without base scores.
@@ -70,74 +38,34 @@ class Evaluation:
     test: PairedTest | None
 
 
-def score_classification(logits: torch.Tensor, targets: torch.Tensor, labels: tuple[str, ...]) -> Scores:
-    """Score logits (n, labels) against class numbers (n,)."""
-    best = logits.argmax(1)
-    predicted, actual = [labels[i] for i in best.tolist()], [labels[i] for i in targets.tolist()]
-    metrics = classification_metrics(predicted, actual, labels)
-    metrics["loss"] = float(torch.nn.functional.cross_entropy(logits.float(), targets))
-    correct = tuple((best == targets).tolist())
-    interval = accuracy_interval(correct)
-    return Scores("accuracy", metrics["accuracy"], interval, metrics, correct=correct, predicted=tuple(predicted))
+def score(base: Base, name: str, examples: Examples, batch_size: int = 64) -> Scores:
+    """Score an attached adapter on an encoded split."""
+    adapter = base.adapters[name]
+    found = run_examples(base, name, examples, batch_size)
+    return get_task(adapter.task["kind"]).judge(adapter.task, adapter.head, examples, found)
 
 
-def score_language(sums: torch.Tensor, counts: torch.Tensor) -> Scores:
-    """Score summed losses (n,) in nats over target counts (n,)."""
-    kept = counts > 0
-    total, targets = float(sums[kept].double().sum()), int(counts[kept].sum())
-    if not targets:
-        raise DataError("no token is left to score: every target was cut by the maximum length")
-    loss = total / targets
-    s, c = tuple(sums[kept].double().tolist()), tuple(counts[kept].tolist())
-    value = float(torch.tensor(loss, dtype=torch.float64).exp())
-    interval = perplexity_interval(s, c) if len(s) > 1 else (value, value)
-    metrics = {"n": len(s), "perplexity": value, "loss": loss, "tokens": targets}
-    return Scores("perplexity", value, interval, metrics, sums=s, counts=c)
-
-
-def run_examples(base: Base, name: str | None, examples: Examples, batch_size: int = 64) -> tuple[torch.Tensor, ...]:
-    """Run a split under an adapter.
-
-    Returns:
-        losses (n,), target counts (n,), logits (n, labels) or (n, 0); on the CPU, in the rows' order.
-    """
-    losses, counts = torch.zeros(len(examples)), torch.zeros(len(examples), dtype=torch.long)
-    logits: torch.Tensor | None = None
-    with torch.no_grad():
-        for index in examples.batches(range(len(examples)), batch_size):
-            loss, count, out = forward(base, name, examples, index)
-            losses[index], counts[index] = loss.float().cpu(), count.long().cpu()
-            if out.numel():
-                logits = torch.zeros(len(examples), out.shape[1]) if logits is None else logits
-                logits[index] = out.float().cpu()
-    return losses, counts, torch.zeros(len(examples), 0) if logits is None else logits
-
-
-def score(base: Base, name: str | None, examples: Examples, labels: tuple[str, ...], batch_size: int = 64) -> Scores:
-    """Score an adapter (or the plain base, for language modelling) on an encoded split."""
-    losses, counts, logits = run_examples(base, name, examples, batch_size)
-    if examples.targets is not None:
-        return score_classification(logits, examples.targets, labels)
-    return score_language(losses, counts)
+def score_base(
+    base: Base, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, batch_size: int = 64
+) -> Scores:
+    """Score the plain base on a task, with a head that was fitted on its frozen states where the task has one."""
+    found = run_examples(base, None, examples, batch_size, spec, head)
+    return get_task(spec["kind"]).judge(spec, head, examples, found)
 
 
 def compare(adapter: Scores, base: Scores, seed: int = 0) -> PairedTest | None:
-    """Test the adapter against the base on the same rows: exact McNemar for accuracy, else a paired bootstrap.
+    """Test the adapter against the base on the same units: exact McNemar for accuracy, else a paired bootstrap.
 
-    None where a single text was scored: nothing can be said about others from it.
-
-    The difference is in the direction of better: accuracy gained, perplexity lost (shown as a negative number).
+    None where a single unit was scored: nothing can be said about others from it. The difference is adapter minus
+    base in the metric's own unit, so a lower perplexity is a negative number.
     """
     if adapter.metric == "accuracy":
         return mcnemar_exact(base.correct, adapter.correct)
-    if len(adapter.sums) < 2:
+    if adapter.rows is None or base.rows is None or len(adapter.rows) < 2:
         return None
+    about = adapter.about
     return paired_bootstrap(
-        token_rows(base.sums, base.counts),
-        token_rows(adapter.sums, adapter.counts),
-        perplexity,
-        seed=seed,
-        unit="perplexity",
+        base.rows, adapter.rows, about.statistic, seed=seed, unit="points" if about.percent else about.name
     )
 
 
@@ -164,33 +92,36 @@ def evaluate(
         UnknownNameError: no such adapter.
         DataError: the data does not fit the adapter's task, or the split is empty.
     """
-    task = base.adapters[adapter].task
-    if task["kind"] == "features":
+    spec = base.adapters[adapter].task
+    if spec["kind"] == "features":
         raise ConfigError(f"adapter {adapter!r} has no head to score: it gives embeddings")
-    found = data if isinstance(data, Data) else load(data, task=task["kind"], **columns)
-    if found.kind != task["kind"]:
-        raise DataError(f"{found.source} is {found.kind} data, but adapter {adapter!r} was trained for {task['kind']}")
+    found = data if isinstance(data, Data) else load(data, task=spec["kind"], **columns)
+    if found.kind != spec["kind"]:
+        raise DataError(f"{found.source} is {found.kind} data, but adapter {adapter!r} was trained for {spec['kind']}")
     if found.splits_made:  # one file: the splits are ours, score all of it
-        examples = _whole(base, task, found)
-        split = "all"
+        task = get_task(spec["kind"])
+        task.check_base(base)
+        examples, split = encode_rows(base, spec, whole(found), base.tokenizer_of(adapter)), "all"
     else:
-        examples = encode(base, task, found)[split]
+        examples = encode(base, spec, found, base.tokenizer_of(adapter))[split]
     if not len(examples):
         raise DataError(f"{found.source} has no {split} rows")
     return evaluate_examples(base, adapter, examples, split, batch_size)
 
 
-def _whole(base: Base, task: dict[str, Any], data: Data) -> Examples:
-    parts = [e for e in encode(base, task, data).values() if len(e)]
-    rows = tuple(row for part in parts for row in part.rows)
-    targets = None if parts[0].targets is None else torch.cat([p.targets for p in parts if p.targets is not None])
-    return Examples(rows, targets, sum(p.cut for p in parts))
+def whole(data: Data) -> Any:
+    """Return all rows of a data set as one split, in the order train, validation, test."""
+    parts = [getattr(data, name) for name in SPLITS if len(getattr(data, name))]
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.joined(part)
+    return joined
 
 
 def evaluate_examples(
     base: Base, adapter: str, examples: Examples, split: str, batch_size: int = 64, own: Scores | None = None
 ) -> Evaluation:
-    """Score an adapter on an encoded split, beside its base where the adapter carries the base's head.
+    """Score an adapter on an encoded split, beside its base where the base can answer.
 
     Args:
         base, adapter, examples: what to score on what.
@@ -199,22 +130,7 @@ def evaluate_examples(
         own: scores of the base, when they are known already.
     """
     attached = base.adapters[adapter]
-    found = score(base, adapter, examples, attached.labels, batch_size)
-    if own is None and examples.targets is None:
-        own = score(base, None, examples, (), batch_size)
-    elif own is None and attached.base_head is not None:
-        own = score_base_head(base, attached.base_head, examples, attached.labels, attached.task["pooling"])
-    return Evaluation(split, len(examples), found, own, None if own is None else compare(found, own))
-
-
-def score_base_head(
-    base: Base, head: ClassificationHead, examples: Examples, labels: tuple[str, ...], pooling: str
-) -> Scores:
-    """Score the base's own head on its frozen vectors."""
-    from onebase.baseline import frozen_vectors
-
-    assert examples.targets is not None
-    vectors = frozen_vectors(base, examples, pooling)
-    with torch.no_grad():
-        logits = head(vectors.to(head.weight.device)).cpu()
-    return score_classification(logits, examples.targets, labels)
+    found = score(base, adapter, examples, batch_size)
+    if own is None and (attached.head is None or attached.base_head is not None):
+        own = score_base(base, attached.task, attached.base_head, examples.for_base, batch_size)
+    return Evaluation(split, examples.units, found, own, None if own is None else compare(found, own))

@@ -1,152 +1,184 @@
-"""Examples: a split of data as token ids and targets, and its loss under an adapter."""
+"""Examples under an adapter: encoding the splits of a data set, and losses and outputs of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from onebase.data import Data, Rows
-from onebase.encode import IGNORED, Encoded, collate, encode_texts, pad_id, render
-from onebase.errors import DataError, UnsupportedError
-from onebase.generation import prompt_ids
+from onebase.encode import IGNORED, Encoded, collate, pad_id
+from onebase.errors import DataError
+from onebase.tasks import Examples, Losses, Task, get_task
+from onebase.tasks.task import Found
+from onebase.words import seen, vocabulary_size
 
 if TYPE_CHECKING:
     from onebase.base import Base
+    from onebase.data import Data, Rows
+
+SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """A split, encoded once.
-
-    Attributes:
-        rows: n encoded rows.
-        targets: (n,) class numbers for classification, None for language modelling (targets are the rows' labels).
-        cut: rows that lost tokens to the maximum length.
-    """
-
-    rows: tuple[Encoded, ...]
-    targets: Tensor | None = None
-    cut: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, order: Sequence[int], size: int) -> Iterator[list[int]]:
-        """Cut indices into batches of rows with similar length."""
-        ranked = sorted(order, key=lambda i: len(self.rows[i].ids))
-        for start in range(0, len(ranked), size):
-            yield ranked[start : start + size]
-
-
-def encode(base: Base, task: dict[str, Any], data: Data) -> dict[str, Examples]:
+def encode(base: Base, spec: Mapping[str, Any], data: Data, tokenizer: Any = None) -> dict[str, Examples]:
     """Encode the splits of a data set for a task.
+
+    Args:
+        base: the base.
+        spec: what for.
+        data: the splits.
+        tokenizer: an adapter's view of the base's tokenizer; the base's own by default.
 
     Returns:
         train, validation and test; empty splits stay empty.
 
     Raises:
-        DataError: nothing is left to learn from (every target token was cut).
+        DataError: nothing is left to learn from, or a word that only the adapter knows is to be predicted.
         UnsupportedError: the base cannot learn this kind of task.
     """
-    kind = task["kind"]
-    if kind in ("causal-lm", "completion") and not base.has_lm_head:
-        raise UnsupportedError(
-            f"{kind} needs a base that writes text; {base.id} is an encoder. Use a decoder, or label the rows."
-        )
-    if kind == "causal-lm" and base.is_encoder_decoder:
-        raise UnsupportedError("plain-text language modelling needs a decoder-only base")
-    encoder = {"classification": _classification, "causal-lm": _text, "completion": _completion}[kind]
-    return {name: encoder(base, task, getattr(data, name)) for name in ("train", "validation", "test")}
+    get_task(spec["kind"]).check_base(base)
+    return {name: encode_rows(base, spec, getattr(data, name), tokenizer, name) for name in SPLITS}
 
 
-def _classification(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
-    if not len(rows):
-        return Examples((), torch.zeros(0, dtype=torch.long))
-    number = {label: i for i, label in enumerate(task["labels"])}
-    encoded = encode_texts(base.tokenizer, task, rows.text, rows.text_pair)
-    unseen = sorted({label for label in rows.label or () if label not in number})
-    if unseen:
-        raise DataError(f"labels {unseen[:5]} are not among the adapter's labels {task['labels'][:10]}")
-    targets = torch.tensor([number[label] for label in rows.label or ()])
-    return Examples(tuple(encoded), targets, sum(row.cut > 0 for row in encoded))
+def encode_rows(
+    base: Base, spec: Mapping[str, Any], rows: Rows, tokenizer: Any = None, split: str = "data"
+) -> Examples:
+    """Encode one split; see `encode`."""
+    task, own = get_task(spec["kind"]), seen(base, tokenizer)
+    found = task.encode(own, spec, rows)
+    if own is base:
+        return found
+    _check_targets(base, tokenizer, found, split)
+    return replace(found, plain=task.encode(base, spec, rows))
 
 
-def _text(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
-    """Join the texts by newlines and cut blocks of `max_length` tokens; each token but a block's first is a target."""
-    if not len(rows):
-        return Examples(())
-    ids = list(base.tokenizer("\n".join(rows.text), add_special_tokens=False, verbose=False)["input_ids"])
-    start = [base.tokenizer.bos_token_id] if base.tokenizer.bos_token_id is not None else []
-    step = task["max_length"] - len(start)
-    blocks = [start + ids[i : i + step] for i in range(0, len(ids), step)]
-    blocks = [block for block in blocks if len(block) > 1]
-    return Examples(tuple(Encoded(tuple(b), labels=(IGNORED, *b[1:])) for b in blocks))
+def _check_targets(base: Base, own: Any, examples: Examples, split: str) -> None:
+    """Raise DataError where a target is a word that the base's LM head has no row for."""
+    known = vocabulary_size(base)
+    for number, row in enumerate(examples.rows):
+        new = [label for label in row.labels or () if label >= known]
+        if new:
+            raise DataError(
+                f"{split} row {number}: the word {own.convert_ids_to_tokens(new[0])!r} is to be predicted, but a new "
+                "word is an input only, the LM head has no row for it. Leave it out of tokens(words=...), or out of "
+                "the texts."
+            )
 
 
-def _completion(base: Base, task: dict[str, Any], rows: Rows) -> Examples:
-    """Prompt, completion, end of text; the loss is on completion and end."""
-    limit, tokenizer = task["max_length"], base.tokenizer
-    before, after = (task["template"] or "{prompt}{completion}").split("{completion}")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded = []
-    for prompt, completion in zip(rows.text, rows.completion or ()):
-        head = prompt_ids(tokenizer, render(before, {"prompt": prompt}), base.is_encoder_decoder)
-        tail = list(tokenizer(completion + after, add_special_tokens=False)["input_ids"]) + end
-        if base.is_encoder_decoder:
-            cut = max(0, len(head) - limit) + max(0, len(tail) - limit)
-            encoded.append(Encoded(tuple(head[:limit]), labels=tuple(tail[:limit]), cut=cut))
-            continue
-        cut = max(0, len(head) + len(tail) - limit)
-        tail = tail[: limit - 1]
-        head = head[-(limit - len(tail)) :]  # the end of a prompt is nearest to what must follow
-        encoded.append(Encoded((*head, *tail), labels=(*([IGNORED] * len(head)), *tail), cut=cut))
-    return Examples(tuple(encoded), cut=sum(row.cut > 0 for row in encoded))
-
-
-def forward(base: Base, name: str | None, examples: Examples, index: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute losses of some rows under one adapter.
+def forward(
+    base: Base,
+    name: str | None,
+    examples: Examples,
+    index: Sequence[int],
+    spec: Mapping[str, Any] | None = None,
+    head: nn.Module | None = None,
+) -> Losses:
+    """Compute losses of some examples under one adapter.
 
     Args:
         base: the base.
-        name: the adapter; None for the plain base (language modelling only).
+        name: the adapter; None for the plain base, with `spec` and `head`.
         examples: the split.
-        index: b row numbers.
+        index: which.
+        spec, head: of the adapter by default.
+    """
+    if name is not None:
+        adapter = base.adapters[name]
+        spec, head = adapter.task, adapter.head
+    assert spec is not None
+    task = get_task(spec["kind"])
+    rows = task.inputs(examples, index)
+    if task.surface == "logits":
+        out: Any = token_logits(base, name, rows, task.prompted)
+    else:
+        batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
+        out = task.read(head, base.states(batch, name), batch["attention_mask"], spec)
+    return task.losses(out, examples, index, spec, head)
+
+
+def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]]]) -> list[Losses]:
+    """Compute losses of examples of several adapters in one forward (one more where some of them use the LM head).
+
+    Args:
+        base: the base.
+        parts: (adapter, its examples, which of them), each adapter once.
 
     Returns:
-        Summed loss per row (b,), number of targets per row (b,), and logits (b, labels) for classification or an
-        empty tensor.
+        One entry per part, as `forward` gives it.
     """
-    rows = [examples.rows[i] for i in index]
-    if examples.targets is not None:
-        batch = collate(rows, pad_id(base.tokenizer), device=base.device)
-        adapter = base.adapters[name or ""]
-        assert adapter.head is not None
-        logits = adapter.head(base.vectors(batch, name, adapter.task["pooling"]))
-        targets = examples.targets[torch.tensor(index)].to(logits.device)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        return losses, torch.ones_like(losses), logits
-    return _lm_loss(base, name, rows)
+    found: dict[int, Losses] = {}
+    for surface in ("states", "logits"):
+        mine = [i for i, (name, _, _) in enumerate(parts) if _task(base, name).surface == surface]
+        if not mine:
+            continue
+        rows = [_task(base, parts[i][0]).inputs(parts[i][1], parts[i][2]) for i in mine]
+        names = [parts[i][0] for i, many in zip(mine, rows) for _ in many]
+        flat = [row for many in rows for row in many]
+        if surface == "logits":
+            prompted = {_task(base, parts[i][0]).prompted for i in mine}
+            if len(prompted) > 1:  # texts and prompts: the end of a prompt must be said for all rows or for none
+                return [forward_mixed(base, [part])[0] for part in parts]
+            out, mask = token_logits(base, names, flat, prompted.pop()), None
+        else:
+            batch = collate([Encoded(row.ids, row.types) for row in flat], pad_id(base.tokenizer), device=base.device)
+            out, mask = base.states(batch, names), batch["attention_mask"]
+        first = 0
+        for i, many in zip(mine, rows):
+            (name, examples, index), place = parts[i], slice(first, first + len(many))
+            adapter, task = base.adapters[name], _task(base, name)
+            own = out[place] if mask is None else task.read(adapter.head, out[place], mask[place], adapter.task)
+            found[i] = task.losses(own, examples, index, adapter.task, adapter.head)
+            first += len(many)
+    return [found[i] for i in range(len(parts))]
 
 
-def _lm_loss(base: Base, name: str | None, rows: list[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    pad = pad_id(base.tokenizer)
+def _task(base: Base, name: str) -> Task:
+    return get_task(base.adapters[name].task["kind"])
+
+
+def _prompts(rows: Sequence[Encoded]) -> list[int]:
+    """Return the tokens of each row before its first target: its prompt, or the whole row where there is none."""
+    return [next((i for i, label in enumerate(row.labels or ()) if label != IGNORED), len(row.ids)) for row in rows]
+
+
+def token_logits(
+    base: Base, name: str | Sequence[str | None] | None, rows: Sequence[Encoded], prompted: bool = False
+) -> Tensor:
+    """Return LM logits (b, T, V); of an encoder-decoder those at the rows' labels.
+
+    Args:
+        base, name, rows: what to run.
+        prompted: the tokens before a row's first target are its prompt.
+    """
+    batch = collate([Encoded(row.ids) for row in rows], pad_id(base.tokenizer), device=base.device)
+    more: dict[str, Any] = {}
     if base.is_encoder_decoder:
-        batch = collate([Encoded(row.ids) for row in rows], pad, device=base.device)
         width = max(len(row.labels or ()) for row in rows)
         filled = [[*(row.labels or ()), *([IGNORED] * (width - len(row.labels or ())))] for row in rows]
-        targets = torch.tensor(filled, device=base.device)
-        with base.use(name):
-            logits = base.model(**batch, decoder_input_ids=base.model._shift_right(targets), use_cache=False).logits
-    else:
-        batch = collate(rows, pad, device=base.device)
-        targets = batch.pop("labels")[:, 1:]
-        with base.use(name):
-            logits = base.model(**batch, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    losses = losses.view(targets.shape)
-    return losses.sum(1), (targets != IGNORED).sum(1), logits.new_zeros(0)
+        more["decoder_input_ids"] = base.model._shift_right(torch.tensor(filled, device=base.device))
+    if base.anatomy.stacks[-1].causal:
+        more["use_cache"] = False
+    with base.use(name, prompts=_prompts(rows) if prompted and not base.is_encoder_decoder else None):
+        return base.model(**batch, **more).logits
+
+
+def run_examples(
+    base: Base,
+    name: str | None,
+    examples: Examples,
+    batch_size: int = 64,
+    spec: Mapping[str, Any] | None = None,
+    head: nn.Module | None = None,
+) -> Found:
+    """Run a split without gradients; see `forward`."""
+    sums, counts = torch.zeros(len(examples)), torch.zeros(len(examples))
+    values: list[Tensor | None] = [None] * len(examples)
+    with torch.no_grad():
+        for index in examples.batches(range(len(examples)), batch_size):
+            part = forward(base, name, examples, index, spec, head)
+            sums[index], counts[index] = part.sums.float().cpu(), part.counts.float().cpu()
+            for i, value in zip(index, part.values):
+                values[i] = value.cpu()
+    return Found(sums, counts, [value for value in values if value is not None])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onebase.encode import Encoded, collate, pad_id, render
+from onebase.encode import Encoded, collate, pad_id, prompt_ids, render
 from onebase.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -69,17 +69,9 @@ def encode_prompts(base: Base, prompts: Sequence[str | Sequence[int]], names: Se
         task = base.adapters[name].task if name is not None else {}
         template = (task.get("template") or "").split("{completion}")[0] if task.get("kind") == "completion" else ""
         text = render(template, {"prompt": prompt}) if template else prompt
-        ids = prompt_ids(base.tokenizer, text, base.is_encoder_decoder)
+        ids = prompt_ids(base.tokenizer_of(name), text, base.is_encoder_decoder)
         rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
     return rows
-
-
-def prompt_ids(tokenizer: Any, text: str, encoder: bool) -> list[int]:
-    """Token ids of a text that will be continued: with BOS where the tokenizer adds one, never with EOS."""
-    ids = list(tokenizer(text)["input_ids"])
-    if not encoder and ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
 
 
 def generate_ids(
@@ -137,7 +129,9 @@ def generate_ids(
         decoder_start_token_id=own.decoder_start_token_id,
         **settings,
     )
-    with torch.no_grad(), base._installed.without_checkpointing(), base.use(names, repeat=num_beams):
+    lengths = [len(row.ids) for row in rows]
+    route = base.use(names, repeat=num_beams, prompts=lengths)
+    with torch.no_grad(), base._installed.without_checkpointing(), route:
         output = base.model.generate(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
     return states[torch.arange(len(states), device=states.device), index]
 
 
-class ClassificationHead(nn.Module):
-    """A linear map from a pooled vector to one logit per label, with a fixed standardisation of the vector.
+class LinearHead(nn.Module):
+    """A linear map from a vector to one number per output, with a fixed standardisation of the vector.
 
     The vector is centred and scaled by statistics of the base's vectors on the training texts (identity when they
     are not given): bases differ by orders of magnitude in the scale of their states, and one learning rate then fits
@@ -46,30 +47,39 @@ class ClassificationHead(nn.Module):
 
     Args:
         width: D.
-        labels: number of labels.
+        outputs: number of labels or values.
     """
 
-    def __init__(self, width: int, labels: int):
+    def __init__(self, width: int, outputs: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(labels, width))
-        self.bias = nn.Parameter(torch.zeros(labels))
+        self.weight = nn.Parameter(torch.zeros(outputs, width))
+        self.bias = nn.Parameter(torch.zeros(outputs))
         self.center = nn.Buffer(torch.zeros(width))
         self.scale = nn.Buffer(torch.ones(width))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Return logits (B, labels), float32, of vectors (B, D)."""
+        """Return (..., outputs), float32, of vectors (..., D)."""
         with torch.autocast(vectors.device.type, enabled=False):  # a head is too small to gain from bfloat16
             return nn.functional.linear((vectors.float() - self.center) * self.scale, self.weight, self.bias)
+
+    def take(self, stored: Mapping[str, Tensor], rows: Sequence[tuple[int, int]]) -> None:
+        """Compute the same outputs as a stored head, for some outputs.
+
+        The own centre and scale stay: weights and biases are converted to them.
+
+        Args:
+            stored: weight, bias, center, scale of a head for vectors of the same width.
+            rows: (own output, stored output) pairs.
+        """
+        other = {name: t.to(self.weight.device, self.weight.dtype) for name, t in stored.items()}
+        weight = other["weight"] * other["scale"] / self.scale
+        bias = other["bias"] + other["weight"] @ ((self.center - other["center"]) * other["scale"])
+        with torch.no_grad():
+            for own, old in rows:
+                self.weight[own], self.bias[own] = weight[old], bias[old]
 
     def standardize(self, vectors: Tensor) -> None:
         """Take centre and scale from vectors (n, D)."""
         self.center.copy_(vectors.mean(0))
         spread = vectors.std(0)
         self.scale.copy_(1.0 / spread.clamp(min=1e-2 * float(spread.mean()) + 1e-12))  # a dead feature stays small
-
-
-def build_head(task: dict[str, Any], width: int) -> nn.Module | None:
-    """Build the head that a task needs; None where the base's own LM head serves."""
-    if task["kind"] == "classification":
-        return ClassificationHead(width, len(task["labels"]))
-    return None

@@ -34,7 +34,7 @@ def load_base(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Base:
-    """Load a base model with its tokenizer, frozen.
+    """Load a base model with its tokenizer, frozen; a base that reads images comes without one.
 
     Args:
         name: a local folder, a hub id, or 'minilm' for the embedded default base.
@@ -69,7 +69,7 @@ def load_base(
     try:
         model = loader.from_pretrained(source, dtype=choice if choice == "auto" else getattr(torch, choice), **options)
         options.pop("attn_implementation", None)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = None if _reads_images(config) else AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load {name}: {error}") from error
     model.to(where)
@@ -105,6 +105,12 @@ def _not_found(name: str | Path, error: Exception) -> str:
         f"no base under {str(name)!r}: it is no local folder, and the hub answered: {first} "
         f"Pass a folder, a hub id, or {EMBEDDED_NAMES[-1]!r} (with the extra 'demo' installed)."
     )
+
+
+def _reads_images(config: Any) -> bool:
+    from onebase.anatomy.families import FAMILIES
+
+    return FAMILIES[config.model_type].stacks(config)[0].pixels is not None
 
 
 def _loader(config: Any) -> Any:

@@ -11,8 +11,8 @@ from onebase.adapter import Adapter, problems
 from onebase.build import build_adapter
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
-from onebase.heads import ClassificationHead
 from onebase.methods.registry import parse_method
+from onebase.tasks import get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -43,11 +43,11 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
     if base.tokenizer is None:
         return {}
     pairs = PROBES[::-1] if adapter.task.get("pair") else None
-    rows = encode_texts(base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
+    rows = encode_texts(adapter.tokenizer or base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
     batch = collate(rows, pad_id(base.tokenizer), device=base.device)
     with torch.no_grad():
-        if adapter.head is not None or not base.has_lm_head:
-            values = torch.stack(base.logits(batch, [adapter.name] * len(rows)))
+        if get_task(adapter.task["kind"]).surface == "states":
+            values = [value.flatten() for value in base.outputs(batch, [adapter.name] * len(rows))]
         else:
             inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
             if base.is_encoder_decoder:
@@ -59,10 +59,9 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
                 if base.is_encoder_decoder
                 else batch["attention_mask"].sum(1) - 1
             )
-            values = logits[torch.arange(len(rows), device=logits.device), last]
-    values = values.float().cpu()
-    step = max(1, values.shape[1] // KEPT)
-    return {"values": [[round(v, 5) for v in row] for row in values[:, ::step][:, :KEPT].tolist()]}
+            values = list(logits[torch.arange(len(rows), device=logits.device), last])
+    kept = [value[:: max(1, len(value) // KEPT)][:KEPT].float().cpu().tolist() for value in values]
+    return {"values": [[round(v, 5) for v in row] for row in kept]}
 
 
 def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
 
     stored = (store or Store()).resolve(ref)
     tensors = stored.tensors()
-    _check_base(base, stored, verify)
+    check_base(base, stored, verify)
     config = stored.config.model_dump(mode="json")
     name = name or stored.name
     if name in base.adapters:
@@ -149,8 +148,10 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     method = parse_method(config["method"])
     adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
     if any(key.startswith("base_head.") for key in tensors):
-        adapter.base_head = ClassificationHead(base.anatomy.hidden_size, len(adapter.labels)).requires_grad_(False)
-        adapter.base_head.to(base.device)
+        own = get_task(config["task"]["kind"]).head(config["task"], base.anatomy.hidden_size)
+        adapter.base_head = own if own is None else own.requires_grad_(False).to(base.device)
+    adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
+    adapter.bind()
     wrong = problems(adapter.tensors(), tensors)
     if wrong:
         raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))
@@ -167,7 +168,7 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     return adapter
 
 
-def _check_base(base: Base, stored: Stored, verify: bool) -> None:
+def check_base(base: Base, stored: Stored, verify: bool) -> None:
     """Raise one error with everything that differs between the adapter's base and this one."""
     from onebase.store import digest_tokenizer
 
@@ -201,8 +202,8 @@ def _check_probes(base: Base, adapter: Adapter, stored: dict[str, Any]) -> None:
     key = (adapter.digest, base.fingerprint(), str(dtype), base.device.type)
     if key in _verified:
         return
-    then = torch.tensor(stored["values"])
-    now = torch.tensor(probe(base, adapter)["values"])
+    answers = (stored["values"], probe(base, adapter)["values"])
+    then, now = (torch.tensor([value for row in rows for value in row]) for rows in answers)
     allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * max(1.0, float(then.abs().max()))
     gap = float((then - now).abs().max()) if then.shape == now.shape else float("inf")
     if not gap <= allowed:

@@ -14,7 +14,7 @@ from onebase.base import Base
 from onebase.errors import UnsupportedError
 from onebase.methods.method import Method
 
-LOGITS = 1e-5  # largest difference of an output, float32
+LOGITS = 1e-5  # largest difference of an output, float32; of outputs beyond 1, relative to the largest
 GRADIENTS = 1e-4  # largest difference of a gradient, relative to the adapter's largest
 VISIBLE = 1e-3  # an adapter that changes outputs by less does not count as tested
 DECODED = 3  # decoder tokens of an encoder-decoder's row: the first ones of its text
@@ -129,6 +129,11 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float((one.detach().double() - other.detach().double()).abs().max())
 
 
+def size(values: Tensor) -> float:
+    """Largest value, at least 1: what rounding is relative to."""
+    return max(1.0, float(values.detach().abs().max()))
+
+
 # -- contracts -----------------------------------------------------------------------------------------------------
 
 
@@ -193,14 +198,16 @@ def mixed_equals_alone(base: Base, names: Names, allowed: float = LOGITS, with_g
         for side in ("right", "left"):
             with torch.no_grad():
                 for token, out in zip(whole.tokens, call_rows(base, whole, side, uniform=True)):
-                    worst = gap(out, call_alone(base, token, name))
-                    assert worst <= allowed, f"a batch of {name} only, {side}: differs by {worst:.3g}"
+                    one = call_alone(base, token, name)
+                    worst = gap(out, one)
+                    assert worst <= allowed * size(one), f"a batch of {name} only, {side}: differs by {worst:.3g}"
     for how, places in orders(len(rows.names)).items():
         for side in ("right", "left"):
             mixed = call_rows(base, rows.order(places), side, by_ids=side == "left" and how == "shuffled")
             for place, out in zip(places, mixed):
                 worst = gap(out, alone[place])
-                assert worst <= allowed, f"row {place} of {rows.names[place]}, {side}, {how}: differs by {worst:.3g}"
+                where = f"row {place} of {rows.names[place]}, {side}, {how}"
+                assert worst <= allowed * size(alone[place]), f"{where}: differs by {worst:.3g}"
             if with_gradients:
                 loss = sum((out * weights_like(out, i)).sum() for i, out in zip(places, mixed))
                 for name, found in gradients(base, loss, list(expected)).items():

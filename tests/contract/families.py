@@ -173,11 +173,13 @@ MORE: dict[str, Case] = {
         ),
         checkpoints=False,
     ),
-    "bart": Case(lambda: tf.BartForConditionalGeneration(tf.BartConfig(**BART, scale_embedding=True)), writes=True),
+    "bart": Case(
+        lambda: tf.BartForConditionalGeneration(tf.BartConfig(**BART, scale_embedding=True, init_std=0.15)), writes=True
+    ),
     "mt5": Case(
         # mT5's logits are not scaled down as T5's are; at random they would be ten times as large
         lambda: tf.MT5ForConditionalGeneration(
-            tf.MT5Config(**T5, feed_forward_proj="gated-gelu", initializer_factor=0.1)
+            tf.MT5Config(**T5, feed_forward_proj="gated-gelu", initializer_factor=0.07)
         ),
         writes=True,
         positions=None,
@@ -258,7 +260,9 @@ MORE: dict[str, Case] = {
         refuses=OFF,
     ),
     "bloom": Case(
-        lambda: tf.BloomForCausalLM(tf.BloomConfig(**SPECIAL, hidden_size=32, n_layer=2, n_head=4)),
+        lambda: tf.BloomForCausalLM(
+            tf.BloomConfig(**SPECIAL, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+        ),
         writes=True,
         positions=None,
         attention=EAGER,

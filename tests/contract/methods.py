@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from families import TEXTS
+
 from onebase.methods import all_methods
 from onebase.methods.method import Method
 
+# Words of the tokenizer under test, most of what it knows: a drawn row has several of them.
+WORDS = tuple(dict.fromkeys(word for text in TEXTS[:4] for word in text.split()))
+
 # A method that is not listed here is tested with its defaults; nothing else has to change for a new method.
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
-    "lora": (
-        {},
-        {"rank": 1, "sites": "paper"},
-        {"rank": 3, "rslora": True, "ranks": {"q": 5}, "alphas": {"re:mlp": 4.0}},
-        {"rank": 2, "sites": ["up", "down"]},
-    ),
+    "adalora": ({"rank": 3, "target": 2}, {"rank": 2, "target": 1, "sites": "paper", "orthogonal": 0.0}),
+    "bitfit": ({"create": True}, {"sites": ["q", "up"], "norms": False, "create": True}),
     "bottleneck": (
         {},
         {"preset": "pfeiffer", "size": 3, "activation": "relu"},
@@ -22,6 +23,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"preset": "houlsby", "size": {1: 4}, "norms": False},
         {"preset": "pfeiffer", "leave_out": [0], "norms": True, "activation": "tanh"},
     ),
+    "dora": ({}, {"rank": 2, "sites": "paper", "ranks": {"q": 3}, "rslora": True}),
+    "hira": ({"rank": 2, "scale": 8.0}, {"rank": 3, "scale": 8.0, "sites": ["q", "v", "down"]}),
+    "ia3": ({}, {"sites": ["hidden", "q", "up"]}),
+    "layernorm": ({}, {"sublayers": ["mlp"], "bias": False}),
+    "lora": (
+        {},
+        {"rank": 1, "sites": "paper"},
+        {"rank": 3, "rslora": True, "ranks": {"q": 5}, "alphas": {"re:mlp": 4.0}},
+        {"rank": 2, "sites": ["up", "down"]},
+    ),
+    "loreft": ({"rank": 2, "first": 2, "last": 1}, {"rank": 3, "first": 0, "last": 2, "layers": [-1]}),
+    "mam": ({"length": 3},),
     "prefix": (
         {"length": 3, "init": "random"},
         {"length": 5, "text": "the cold river"},
@@ -34,6 +47,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"length": 3, "init": "vocabulary", "mlp": 6},
         {"length": 4},
     ),
+    "tokens": ({"words": WORDS},),
+    "union": (
+        {"parts": ["prompt(length=2)", "lora(rank=2)", "dora(rank=1)", "loreft(rank=1, last=1)", "ia3"]},
+        {"parts": ["prefix(length=2)", "prefix(length=1, init='random')", "prompt(length=1)", "prompt(length=2)"]},
+    ),
+    "vera": ({"rank": 4, "d_init": 1.0}, {"rank": 8, "sites": ["v", "down"], "stored": True, "d_init": 2.0}),
 }
 
 

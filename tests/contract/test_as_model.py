@@ -54,7 +54,7 @@ def arguments(folder, **settings) -> TrainingArguments:
 def test_parameters_and_state_are_the_adapters(family, tokenizer):
     """Parameters and state are those of adapter and head; the base is not in the module tree."""
     with Base(make(family), tokenizer) as base:
-        for name, method in every().items():
+        for name, method in checks.carried(base, every()).items():
             adapter = base.add(name, method, task=TASK)
             model = base.as_model(name)
             own = {id(p) for p in adapter.parameters()}
@@ -68,14 +68,14 @@ def test_parameters_and_state_are_the_adapters(family, tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_logits_of_a_classifier(family, tokenizer):
-    """Logits are those of `base.logits` in a mixed batch, the loss is cross entropy, gradients reach the adapter."""
+    """Logits are those of `base.outputs` in a mixed batch, the loss is cross entropy, gradients reach the adapter."""
     with Base(make(family), tokenizer) as base:
         names = checks.attach(base, every(), task=TASK)
         ids, mask = checks.draw(names).padded("right")
         for i, name in enumerate(names):
             checks.disturb(base.adapters[name].head, i)
         batch = {"input_ids": ids, "attention_mask": mask}
-        mixed = base.logits(batch, names)
+        mixed = base.outputs(batch, names)
         labels = torch.arange(len(names)) % 2
         for i, name in enumerate(names):
             out = base.as_model(name)(**batch, labels=labels)

@@ -65,9 +65,9 @@ def test_checkpointing_changes_nothing(family, own, tokenizer):
         base.gradient_checkpointing(False)
         again = one_step(base, rows, "left", own)
         assert again[2] == plain[2]
-        base.adapters["dropped-lora"].train(False)
+        base.adapters["dropped-houlsby"].train(False)
         quiet = checks.call_rows(base, rows, "left")
-        place = rows.names.index("dropped-lora")
+        place = rows.names.index("dropped-houlsby")
         assert checks.gap(quiet[place], plain[0][place]) > checks.VISIBLE, "dropout was off"
 
 

@@ -18,8 +18,8 @@ from onebase.errors import UnsupportedError
 NEAR = 2e-5  # sums in another order than the base's, over two layers
 
 
-def traffic(base: Base, row: torch.Tensor) -> dict[str, tuple]:
-    """Run the plain base on one row; return path -> (args, kwargs, output) of every module of its stacks."""
+def traffic(base: Base, call: dict) -> dict[str, tuple]:
+    """Run the plain base on a call's inputs; return path -> (args, kwargs, output) of every module of its stacks."""
     seen, handles = {}, []
 
     def listen(path):
@@ -34,7 +34,7 @@ def traffic(base: Base, row: torch.Tensor) -> dict[str, tuple]:
     for path, module in base.model.named_modules():
         handles.append(module.register_forward_hook(listen(path), with_kwargs=True))
     with torch.no_grad():
-        base.model(**checks.inputs(base, row[None]))
+        base.model(**call)
     for handle in handles:
         handle.remove()
     return seen
@@ -93,7 +93,7 @@ def test_sites_are_where_they_say(family):
     """Residual plus exit is a tensor of the layer; linears, norms and values are what the site describes."""
     with Base(make(family)) as base, torch.no_grad():
         row = checks.draw([None]).tokens[0]
-        seen = traffic(base, row)
+        seen = traffic(base, checks.inputs(base, row[None]))
         recorded: dict[str, tuple] = {}
         if "kv" not in CASES[family].refuses:
             with base._installed.recording() as recorded:

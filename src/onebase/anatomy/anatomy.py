@@ -95,6 +95,12 @@ class _Finder:
 
     def __init__(self, model: nn.Module, prefix: str):
         self.model, self.prefix = model, prefix
+        # a position that turns keys turns what is added to them too, so no softmax cancels it
+        config = model.config  # type: ignore[attr-defined]
+        self.rotates = any("rotary" in type(module).__name__.lower() for module in model.modules()) or any(
+            getattr(config, name, None)
+            for name in ("rope_parameters", "rotary_dim", "rotary_pct")  # type: ignore[arg-type]
+        )
 
     def join(self, *parts: str) -> str:
         return ".".join(part for part in parts if part)
@@ -162,17 +168,20 @@ def _sites(
 ) -> Iterator[tuple[Site, nn.Module | None]]:
     """Yield (site, attention module or None) of one stack."""
     path, width = finder.join(stack.path, row.embed), stack.width
-    name, refusal = f"{row.name}/embeddings", row.embeddings_refusal or None
-    where = (name, "embeddings", row.name, -1, "", "embeddings", path, stack.embed)
-    yield Site(*where, width, width, unsupported=refusal), None  # type: ignore[arg-type]
+    refusal = row.embeddings_refusal or None
+    for kind in ("embeddings", "tokens"):
+        where = (f"{row.name}/{kind}", kind, row.name, -1, "", kind, path, stack.embed)
+        yield Site(*where, width, width, unsupported=refusal), None  # type: ignore[arg-type]
     for index, (root, layer) in enumerate(zip(finder.layers(row), stack.layers, strict=True)):
-        hidden = 0
-        for sub in row.by_layer.get(index, row.sublayers):
+        subs = row.by_layer.get(index, row.sublayers)
+        hidden = next((sub.width for sub in subs if sub.width), stack.hidden)
+        for sub in subs:
             for site, core in _sublayer_sites(sub, row.name, index, root, finder, family, config):
-                hidden = site.d_out if site.kind == "exit" else hidden
+                hidden = site.d_out if site.kind == "exit" and not site.unsupported else hidden
                 yield site, core
         name = f"{row.name}/{index}/block"
-        yield Site(name, "block", row.name, index, "", "block", root, layer, hidden, hidden), None
+        where = (name, "block", row.name, index, "", "block", root, layer, hidden, hidden)
+        yield Site(*where, unsupported=row.block_refusal or None), None  # type: ignore[arg-type]
 
 
 def _sublayer_sites(
@@ -186,7 +195,12 @@ def _sublayer_sites(
         if part in sub.groupwise:
             own = sub.groupwise[part]
             site = replace(site, groupwise=replace(own, path=finder.join(root, own.path)))
+        if part == "k" and not site.unsupported:
+            site = replace(site, cancels=not finder.rotates and not _changes_keys(finder, root, sub.core))
         yield site, None
+        if part == "down":
+            at_input: dict[str, Any] = {"kind": "input", "part": "hidden", "d_out": site.d_in}
+            yield replace(site, name=f"{at}/hidden", span=None, index=None, **at_input), None
         width = site.d_out if part in ("o", "down") and not site.unsupported else width
     for part, relative in sub.norms.items():
         path = finder.join(root, relative)
@@ -198,6 +212,8 @@ def _sublayer_sites(
     for part, reason in sub.refused.items():
         kind: SiteKind = part if part in ("exit", "kv") else "linear"  # type: ignore[assignment]
         yield Site(at if part == "exit" else f"{at}/{part}", kind, *where, part, "", None, unsupported=reason), None
+        if part == "down":
+            yield Site(f"{at}/hidden", "input", *where, "hidden", "", None, unsupported=reason), None
     if "exit" not in sub.refused:
         residual = Ref(finder.join(root, sub.residual.path), sub.residual.index)
         path = finder.join(root, sub.exit)
@@ -242,6 +258,12 @@ def _linear(
     elif index is not None:
         d_out = len(index)
     return Site(name, "linear", *where, part, path, module, d_in, d_out, span, index)
+
+
+def _changes_keys(finder: _Finder, root: str, core: str) -> bool:
+    """Whether an attention module normalises its keys, or has sinks beside them."""
+    module = finder.get(finder.join(root, core))
+    return any(hasattr(module, name) for name in ("k_norm", "sinks"))
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

@@ -104,6 +104,7 @@ def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
         position_offset=stack.position_offset,
         pooler_reads=stack.pooler_reads,
         embeddings_refusal=stack.refused.get("embeddings", ""),
+        block_refusal=stack.refused.get("block", ""),
         padding=stack.padding,
     )
 
@@ -160,6 +161,7 @@ def _sublayers(
 def _modules(layers: Mapping[int, Layer], parts: Mapping[tuple[int, int], Branches]) -> set[str]:
     """Return the paths of every module that a site would hook."""
     found = {part.path for many in parts.values() for part in many.parts.values()}
+    found |= {path for many in parts.values() for path in many.norms.values()}
     for layer in layers.values():
         for branch in layer.branches:
             found |= {path for path in (branch.exit, branch.norm, branch.post) if path}

@@ -20,6 +20,7 @@ from onebase.anatomy.discovery_residual import Branch, Layer
 from onebase.anatomy.discovery_stack import is_matrix
 from onebase.anatomy.discovery_trace import Trace
 
+HEADS = {"transpose", "permute"}  # what puts heads before tokens
 ATTENTION, MLP = ("q", "k", "v"), ("gate", "up")
 MATMULS = {torch.matmul, torch.bmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.baddbmm}
 SOFTMAXES = {torch.softmax, nn.functional.softmax, Tensor.softmax}
@@ -54,7 +55,7 @@ class Branches:
         linears, others: (path, features) of the linears of the branch, and paths of other modules with matrices.
         core: the module that calls the attention function, '' if there is none.
         heads: (key/value heads, head dim) that reach the attention function.
-        norms: q_norm and k_norm, where they normalise all of q or k at once.
+        norms: q_norm and k_norm.
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
@@ -216,15 +217,15 @@ class PartFinder:
         return found
 
     def _norms(self, found: Branches, branch: Branch) -> None:
-        """Find norms of all of q or k; norms of single heads are no sites."""
+        """Find norms of q and k, of whole vectors or of each head."""
         for part in ("q", "k"):
             whole = found.parts.get(part)
             if whole is None or whole.features is not None:
                 continue
             call = self.trace.only(whole.path)
-            made = () if call.output is None else (self.trace.origin(call.output),)
+            made = () if call.output is None else (self.trace.origin(call.output, HEADS),)
             for path, source in self.layer.norms.values():
-                if self.trace.origin(source) in made and call.shape == self.trace.only(path).shape:
+                if self.trace.origin(source, HEADS) in made and len(self.trace.by_path[path]) == 1:
                     found.norms[f"{part}_norm"] = path
 
     def _ours(self, path: str, linears: Sequence[Linear], attended: Attended) -> bool:

@@ -110,6 +110,8 @@ def _wrapped(stack: FoundStack, trace: Trace) -> None:
         reason = "the attention mask is prepared outside of the stack, where nothing can be put into it"
         if "attention_mask" in stack.names and not stack.states_given:
             stack.refused["embeddings"] = stack.refused["kv"] = reason
+        if not stack.states_given:
+            stack.refused["block"] = "the stack is not told which tokens are padding, so positions are unknown"
     if "position_ids" in stack.call.kwargs and stack.path:
         stack.refused["kv"] = "positions are given from outside of the stack, where padding on the left moves them"
 

@@ -152,9 +152,10 @@ class Trace(TorchDispatchMode):
             raise UnsupportedError(f"{path} runs {len(calls)} times in one pass: expected once")
         return calls[0]
 
-    def origin(self, key: Key) -> Key:
-        """Return the value that `key` hands on, back through views and copies."""
-        while (op := self.ops.get(key)) is not None and op.name in PASSING and len(op.inputs) == 1:
+    def origin(self, key: Key, more: Iterable[str] = ()) -> Key:
+        """Return the value that `key` hands on, back through views and copies, and the operations in `more`."""
+        passing = PASSING | set(more)
+        while (op := self.ops.get(key)) is not None and op.name in passing and len(op.inputs) == 1:
             key = op.inputs[0]
         return key
 

@@ -20,7 +20,7 @@ from onebase.core.groupwise import PerGroup
 from onebase.core.plan import Routed
 from onebase.core.route import Route, RouteContext, Runtime
 from onebase.core.site import Groupwise, Site
-from onebase.core.tap import Catch, Tap
+from onebase.core.tap import Catch, InputTap, Tap
 from onebase.errors import UnsupportedError
 
 _ABSENT = object()  # an attribute that a layer object did not have of its own
@@ -46,6 +46,7 @@ class Installation:
         self.model, self.anatomy = model, anatomy
         self.runtime, self.context = Runtime(), RouteContext()
         self.taps: dict[str, Tap] = {}
+        self.inputs: dict[str, InputTap] = {}
         self.catches: dict[str, Catch] = {}
         self.per_group: dict[Groupwise, PerGroup] = {}
         self.by_number = by_number
@@ -91,7 +92,10 @@ class Installation:
             site = self.anatomy.sites[name]
             if site.kind == "kv":
                 self._switch_attention()
-            elif site.kind != "embeddings":
+            elif site.kind == "input":
+                if site.path not in self.inputs:
+                    self.inputs[site.path] = InputTap(site.module, self.runtime, site)
+            elif site.kind not in ("embeddings", "tokens"):  # the anchor embeds
                 self._tap(site)
 
     def _tap(self, site: Site) -> None:
@@ -109,8 +113,10 @@ class Installation:
     def release(self, still: set[str]) -> None:
         """Take away taps that serve none of the sites in `still`, and the attention function when unused."""
         sites = [self.anatomy.sites[name] for name in still]
-        for path in set(self.taps) - {site.path for site in sites}:
+        for path in set(self.taps) - {site.path for site in sites if site.kind != "input"}:
             self.taps.pop(path).handle.remove()
+        for path in set(self.inputs) - {site.path for site in sites if site.kind == "input"}:
+            self.inputs.pop(path).handle.remove()
         for tap in self.taps.values():
             tap.sites = [site for site in tap.sites if site.name in still]
         for key in set(self.catches) - {str(site.residual) for site in sites if site.residual}:

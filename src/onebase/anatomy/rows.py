@@ -130,6 +130,7 @@ class StackRow:
             rates that the layer's own forward applies.
         by_layer: layer -> its branches, for layers that differ from `sublayers`.
         embeddings_refusal: why no virtual tokens can be given, or ''.
+        block_refusal: why what leaves a layer cannot be changed by position, or ''.
         padding: 'left' or 'right' -> why rows cannot be padded on that side.
     """
 
@@ -152,6 +153,7 @@ class StackRow:
     layer_dropout: tuple[str, ...] = ()
     by_layer: Mapping[int, tuple[SubLayer, ...]] = field(default_factory=dict)
     embeddings_refusal: str = ""
+    block_refusal: str = ""
     padding: Mapping[str, str] = field(default_factory=dict)
 
 

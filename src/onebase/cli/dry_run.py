@@ -56,12 +56,13 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     """Return what would be trained, as JSON values."""
     from onebase.build import build_adapter
     from onebase.examples import encode
-    from onebase.training.run import make_task
+    from onebase.training.prepare import make_task
     from onebase.training.settings import settings_for
 
     base, total = outline(chosen.get("base"))
-    task = make_task(base, data, chosen.get("max_length"), chosen.get("template"), chosen.get("pooling"))
-    settings = settings_for(chosen.method.name, chosen.settings, base.anatomy.hidden_size)
+    kept = {key: chosen.get(key) for key in ("max_length", "template", "pooling")}
+    task = make_task(base, data, **kept, **chosen.task_options(data.kind))
+    settings = settings_for(chosen.method, chosen.settings_only(data.kind), base.anatomy.hidden_size)
     trainable = build_adapter(base, name, chosen.method, task, 0, empty=True).count()
     examples = encode(base, task, data)["train"]
     per_step = settings.batch_size * settings.accumulate

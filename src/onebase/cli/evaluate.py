@@ -11,7 +11,8 @@ from onebase.cli.failures import UsageError
 from onebase.cli.output import Output, aligned, count, metric_range, metric_value, percent
 
 if TYPE_CHECKING:
-    from onebase.evaluation import Evaluation, Scores
+    from onebase.evaluation import Evaluation
+    from onebase.tasks import Scores
 
 SPLITS = ("train", "validation", "test")
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from onebase import __version__
-from onebase.cli import anatomy, demo, doctor, evaluate, generate, methods, predict, shelf, train
+from onebase.cli import anatomy, check, demo, doctor, evaluate, generate, methods, predict, shelf, train
 from onebase.cli.failures import report_failure
 
 EPILOG = "Exit codes: 0 done, 1 failed, 2 the command line or a setting is wrong, 130 interrupted."
@@ -50,6 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = {
+    "check": check.check,
     "train": train.train,
     "predict": predict.predict,
     "eval": evaluate.evaluate,

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 # What `train` takes beside training settings and the method, by kind of value.
 COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
-TEXTS = ("base", "data", "name", "task", *COLUMNS, "template", "pooling", "device", "dtype")
+TEXTS = ("base", "data", "name", "task", *COLUMNS, "template", "pooling", "device", "dtype", "init_from")
 NUMBERS = ("limit", "max_length")
-SWITCHES = ("dry_run", "no_save")
+SWITCHES = ("dry_run", "no_save", "resume")
 OPTIONS = (*TEXTS, *NUMBERS, *SWITCHES)
 # Written before a training setting; needed only for train.dtype, as dtype alone is the base's.
 TRAIN = "train."
@@ -44,6 +44,25 @@ class Chosen:
         value = self.options.get(name)
         return default if value is None else value
 
+    def command(self) -> dict[str, Any]:
+        """Return everything that another run must be given to be the same, as `choose` reads it."""
+        data = self.options.get("data")
+        kept = {key: value for key, value in self.options.items() if key not in SWITCHES}
+        if data is not None and Path(data).expanduser().exists():
+            kept["data"] = str(Path(data).expanduser().resolve())
+        settings = {(f"{TRAIN}{key}" if key in OPTIONS else key): value for key, value in self.settings.items()}
+        return {**kept, **settings, "method": {"name": self.method.name, **self.method.settings()}}
+
+    def task_options(self, kind: str) -> dict[str, Any]:
+        """Return the settings that are options of a task."""
+        from onebase.tasks import get_task
+
+        return {key: value for key, value in self.settings.items() if key in get_task(kind).options}
+
+    def settings_only(self, kind: str) -> dict[str, Any]:
+        """Return the settings of training itself."""
+        return {key: value for key, value in self.settings.items() if key not in self.task_options(kind)}
+
 
 @dataclass
 class _Source:
@@ -55,7 +74,13 @@ class _Source:
     method_settings: dict[str, Any] = field(default_factory=dict)
 
 
-def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, default_method: str) -> Chosen:
+def choose(
+    line: Mapping[str, Any],
+    sets: Sequence[str],
+    config: Path | None,
+    default_method: str,
+    below: tuple[str, Mapping[str, Any]] | None = None,
+) -> Chosen:
     """Merge all sources.
 
     Args:
@@ -63,6 +88,7 @@ def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, de
         sets: ``key=value`` texts.
         config: a .yaml, .yml, .json or .toml file, or None.
         default_method: where no source names a method.
+        below: title and options of a source that all others replace, or None.
 
     Returns:
         What was asked for.
@@ -70,10 +96,13 @@ def choose(line: Mapping[str, Any], sets: Sequence[str], config: Path | None, de
     Raises:
         UsageError: an unknown key (with the nearest one), a value of a wrong type, or a key given twice.
     """
+    from onebase.tasks.registry import option_names
     from onebase.training.settings import Settings
 
-    known = list(Settings.__dataclass_fields__)
+    known = [*Settings.__dataclass_fields__, *option_names()]
     sources = [_from_line(line), _from_sets(sets)] + ([_from_file(config)] if config else [])
+    if below is not None:
+        sources.append(_sorted_out(below[0], below[1].items()))
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for source in reversed(sources):

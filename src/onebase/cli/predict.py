@@ -180,15 +180,7 @@ def _row(given: Texts, answers: dict[str, list[Prediction]], i: int) -> dict[str
 
 
 def _answer(prediction: Prediction) -> dict[str, Any]:
-    if prediction.label is None:
-        return {"embedding": prediction.embedding, "cut": prediction.cut}
-    probability = prediction.probabilities[prediction.label]
-    return {
-        "label": prediction.label,
-        "probability": probability,
-        "probabilities": prediction.probabilities,
-        "cut": prediction.cut,
-    }
+    return prediction.facts()
 
 
 def _counts(predictions: list[Prediction]) -> dict[str, int]:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from onebase.data import Data
     from onebase.training import Run
 
-OWN = {"accuracy": "its own head, base frozen", "perplexity": "plain base"}
-
 
 def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     """Print what training gave."""
@@ -23,7 +21,10 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     if out.as_json:
         out.document(as_document(run, base))
         return
-    history, better = run.history, "higher" if run.metric == "accuracy" else "lower"
+    from onebase.tasks.metrics import metric_of
+
+    history, about = run.history, metric_of(run.metric)
+    better = "higher" if about.higher else "lower"
     done = max((int(entry["epoch"]) for entry in history.epochs), default=0)
     kept = f"epoch {history.best} of {done}" if history.best else f"the start: none of {done} epochs was better"
     difference = run.test.sentence() if run.test else "not tested"
@@ -31,7 +32,7 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
         ("adapter", run.ref or "not stored (--no-save)"),
         ("method", run.method),
         ("scored on", f"{count(int(run.metrics['n']), 'row')} of {run.split}; {run.metric}, {better} is better"),
-        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {OWN.get(run.metric, '')}"),
+        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {about.own}"),
         ("with adapter", metric_range(run.metric, run.value, run.interval)),
         ("difference", difference),
         ("parameters", f"{run.parameters:,}, {percent(run.share, 2)} of the base's"),
@@ -51,7 +52,9 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
 def next_commands(run: Run, pair: bool) -> list[str]:
     """Return commands worth trying with a stored adapter."""
     name = shlex.quote(run.name)
-    if run.kind == "classification":
+    from onebase.tasks import get_task
+
+    if not get_task(run.kind).writes:
         use = f'onebase predict -a {name} "..."' + (' --pair "..."' if pair else "")
     else:
         use = f'onebase generate -a {name} "..."'

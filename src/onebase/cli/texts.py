@@ -129,7 +129,7 @@ def _from_table(
 
 def _column(table: Table, role: str, asked: str | None, trained: str | None, taken: list[str]) -> str:
     """Find a column: the one asked for, the one the adapter was trained on, by its name, or the only one."""
-    from onebase.data.columns import _by_name, match_column
+    from onebase.data.columns import by_name, match_column
 
     option = "--" + (role if role == "text_pair" else "text").replace("_", "-")
     if asked is not None:
@@ -139,7 +139,7 @@ def _column(table: Table, role: str, asked: str | None, trained: str | None, tak
         return found
     found = match_column(table, trained) if trained is not None else None
     if found is None:
-        found = _by_name(table, role, {str(i): name for i, name in enumerate(taken)})
+        found = by_name(table, role, taken)
     rest = [name for name in table.cells if name not in taken]
     if found is None and len(rest) == 1:
         found = rest[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,6 +79,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting: warmup=0.06, method.rank=16. Repeatable."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run: the latest, or the one of --name.")
+    ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from", metavar="REF", autocompletion=o.stored_names, help="A stored adapter to start from."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained; train and store nothing.")
     ] = False,
@@ -92,11 +101,12 @@ def train(
     The command line goes before --set, --set before --config, --config before the defaults of the method.
     """
     given = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
-    given |= {"dry_run": dry_run or None, "no_save": no_save or None}
+    given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
     out = Output(as_json)
     from onebase.cli.merge import choose
 
-    chosen = choose(given, sets or [], config, "lora")
+    below = _interrupted(name, out) if resume else _method_of(init_from)
+    chosen = choose(given, sets or [], config, "lora", below)
     for sentence in chosen.replaced:
         out.note(sentence)
     stored_as = _checked_name(chosen)
@@ -129,24 +139,59 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
             template=chosen.get("template"),
             pooling=chosen.get("pooling"),
             report=report,
+            resume=bool(chosen.get("resume")),
+            init_from=chosen.get("init_from"),
+            remember={"command": chosen.command()},
             **chosen.settings,
         )
+    except KeyboardInterrupt:
+        if saved:
+            out.note(f"interrupted; to go on from the last checkpoint: onebase train --resume --name {name}")
+        raise
     finally:
         report.end()
     show_run(run, data, base, out)
 
 
+def _interrupted(name: str | None, out: Output) -> tuple[str, dict[str, Any]]:
+    """Return how the run to go on with was called: the one of this name, or the latest."""
+    from onebase.store import Store
+    from onebase.training.checkpoint import interrupted, place, read
+
+    root = Store().root
+    found = interrupted(root) if name is None else [p for p in [place(root, name)] if p.exists()]
+    if not found and name is None:
+        raise UsageError("--resume: no interrupted run is there")
+    if not found:
+        return "the defaults", {}  # it was stopped before its first checkpoint: it starts over
+    out.note(f"going on with {found[0].stem}")
+    return "the interrupted run", read(found[0])[1]["facts"].get("command", {})
+
+
+def _method_of(ref: str | None) -> tuple[str, dict[str, Any]] | None:
+    """Return the method of a stored adapter, which is the default where training starts from it."""
+    if ref is None:
+        return None
+    from onebase.store import Store
+
+    method = Store().resolve(ref).config.method
+    return ref, {"method": {"name": method.name, **method.settings}}
+
+
 def _load(chosen: Chosen, out: Output) -> Data:
     """Read the data, and check every setting against it before a base is loaded."""
     from onebase.data import load
-    from onebase.training.settings import settings_for
+    from onebase.tasks import get_task
+    from onebase.training.settings import Settings, settings_for
 
     if chosen.get("data") is None:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
     columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
-    settings_for(chosen.method.name, chosen.settings)
+    of_training = {key: value for key, value in chosen.settings.items() if key in Settings.__dataclass_fields__}
+    settings_for(chosen.method, of_training)
     found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)
-    if found.kind != "classification" and chosen.get("pooling"):
+    settings_for(chosen.method, chosen.settings_only(found.kind))
+    if get_task(found.kind).surface == "logits" and chosen.get("pooling"):
         raise UsageError(f"pooling has no meaning for {found.kind} data: leave it out")
     used = ", ".join(f"{role} = {column!r}" for role, column in found.columns.items())
     rows = ", ".join(f"{len(getattr(found, split)):,} {split}" for split in ("train", "validation", "test"))

@@ -127,9 +127,10 @@ class Anchor:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self._refuse_padding(mask)
             self._repair_positions(call, mask, columns)
+        self._embed_words(plan, call)
         self._insert_prompts(plan, route, call, source, columns)
         self._follow_encoder(plan, call)
-        self._locate(plan, call, columns)
+        self._locate(plan, route, call, columns)
         if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
             plan.positions = call.pop("position_ids", None)
         return plan
@@ -143,7 +144,8 @@ class Anchor:
 
     def _refuse_packing(self, plan: Plan, call: dict[str, Any]) -> None:
         """Packed rows hold several sequences: a route per row cannot be right for prompts and prefixes."""
-        risky = plan.has_kv or any(g.adapter.prompts for g in plan.groups) or len(plan.groups) > 1
+        bound = any(g.adapter.prompts or g.adapter.positional for g in plan.groups)
+        risky = plan.has_kv or bound or len(plan.groups) > 1
         if not risky:
             return
         packed = call.get("cu_seq_lens_q") is not None
@@ -152,8 +154,8 @@ class Anchor:
             packed = position.shape[-1] > 1 and bool((position.diff(dim=-1) != 1).any())
         if packed:
             raise RouteError(
-                "packed sequences cannot be combined with prefixes, prompts or several adapters in one call: "
-                "pad the batch instead"
+                "packed sequences cannot be combined with prefixes, prompts, changes at positions or several adapters "
+                "in one call: pad the batch instead"
             )
 
     def _repair_positions(self, call: dict[str, Any], mask: Tensor, columns: int) -> None:
@@ -162,6 +164,37 @@ class Anchor:
         if start is None or call.get("position_ids") is not None or bool(mask[:, 0].all()):
             return
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:] + start
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def _embed_words(self, plan: Plan, call: dict[str, Any]) -> None:
+        """Embed the ids of a call where an adapter has trained tokens; ids beyond the vocabulary are its words."""
+        groups = [g for g in plan.groups if self.stack.name in g.adapter.words]
+        if not groups:
+            return
+        ids = call.get("input_ids")
+        if ids is None:
+            names = ", ".join(g.adapter.name for g in groups)
+            raise RouteError(f"adapters {names} have trained tokens, which inputs_embeds cannot show: pass input_ids")
+        known = self.stack.embed.weight.shape[0]
+        beyond = ids >= known
+        embeds = self.stack.embed(ids.masked_fill(beyond, 0))
+        for g in groups:
+            delta = g.adapter.deltas[g.adapter.words[self.stack.name]]
+            own = slice(None) if g.rows is None else g.rows
+            match = ids[own][..., None] == delta.ids()  # type: ignore[union-attr]  # (b, T, k)
+            hit = match.any(-1)
+            rows = delta.rows()[match.long().argmax(-1)].to(embeds.dtype)  # type: ignore[union-attr]
+            new = torch.where(hit[..., None], rows, embeds[own])
+            embeds = new if g.rows is None else embeds.index_put((g.rows,), new)
+            beyond = beyond & ~hit if g.rows is None else beyond.index_put((g.rows,), beyond[g.rows] & ~hit)
+        if bool(beyond.any()):
+            row, column = beyond.nonzero()[0].tolist()
+            raise RouteError(
+                f"row {row} has token id {int(ids[row, column])}, which is beyond the {known} of this base and no word "
+                "of the row's adapter: encode each text with the tokenizer of its own adapter, base.tokenizer_of(name)"
+            )
+        call["inputs_embeds"], call["input_ids"] = embeds, None
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -188,7 +221,7 @@ class Anchor:
         if self.stack.patches is not None:  # images become tokens later: `patch` inserts there
             return
         embeds = call.get("inputs_embeds")
-        embeds = self.stack.embed(source) if embeds is None else embeds
+        embeds = self.stack.embed(source) if embeds is None else embeds  # words were embedded before
         call["inputs_embeds"], call["input_ids"] = self._with_virtual(plan, embeds), None
         self._move_positions(layout, call)
         if call.get("token_type_ids") is not None:
@@ -309,18 +342,28 @@ class Anchor:
         layout = make_layout(lengths, mask, mask.shape[1], self.encoder.causal)
         call["encoder_attention_mask"] = layout.spread_mask(mask)
 
-    def _locate(self, plan: Plan, call: dict[str, Any], columns: int) -> None:
-        """Tell each group where its tokens are."""
-        mask = call.get("attention_mask")
+    def _locate(self, plan: Plan, route: Route, call: dict[str, Any], columns: int) -> None:
+        """Tell each group where its tokens are, and where each row's prompt ends."""
+        mask, past = call.get("attention_mask"), cache_length(call)
+        width = columns + (plan.layout.width if plan.layout else 0)
+        if mask is None:
+            assert plan.row_group is not None
+            mask = torch.ones(plan.batch, past + width, dtype=torch.bool, device=plan.row_group.device)
         if not isinstance(mask, Tensor) or mask.dim() != 2:
             return
-        width = columns + (plan.layout.width if plan.layout else 0)
         real = mask.bool()
+        count = real.long().sum(1)
         position = (real.long().cumsum(1) - 1).clamp(min=0)[:, -width:]
         real = real[:, -width:]
+        stated = route.prompt_lengths(plan.batch)
+        lengths = None if stated is None else torch.tensor(stated, device=real.device)
         for g in plan.groups:
-            g.at.mask = real if g.rows is None else real[g.rows]
-            g.at.positions = position if g.rows is None else position[g.rows]
+            own = slice(None) if g.rows is None else g.rows
+            g.at.mask, g.at.positions = real[own], position[own]
+            if lengths is not None:
+                g.at.lengths = lengths[own]
+            elif not past or columns == 1:
+                g.at.lengths = count[own] - g.at.prompt_length - (1 if past else 0)
 
     # -- after the call ------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The three contracts a method can fill, and the one module an adapter is made of.
+"""The contracts a method can fill, and the one module an adapter is made of.
 
 Shapes used everywhere: B rows, T tokens, d features, P virtual tokens, D width of the embeddings.
 """
@@ -6,10 +6,12 @@ Shapes used everywhere: B rows, T tokens, d features, P virtual tokens, D width 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from onebase.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from onebase.core.plan import At
@@ -20,7 +22,13 @@ class Delta(nn.Module):
 
     The leading dimensions carry no meaning: the same delta serves padded, packed, flattened and continuously
     batched tokens. Subclasses implement `forward` and read nothing but its arguments and their own parameters.
+
+    Class attributes:
+        positional: reads `at.positions` or `at.lengths`; the leading dimensions are then (b, T), and packed rows,
+            which hold several texts, are refused.
     """
+
+    positional: ClassVar[bool] = False
 
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Return the new value at the site.
@@ -34,6 +42,18 @@ class Delta(nn.Module):
             (..., d_out), dtype of `h`.
         """
         raise NotImplementedError
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and bias with which the base alone would compute what this delta makes of them.
+
+        Args:
+            weight: (d_out, d_in) of a linear map, or (d,) the gain of a norm, as the module stores it.
+            bias: (d_out,), or None.
+
+        Raises:
+            UnsupportedError: the change is no change of weights.
+        """
+        raise UnsupportedError(f"{type(self).__name__} is no change of weights: it cannot be merged into the base")
 
 
 class KVDelta(nn.Module):
@@ -52,7 +72,19 @@ class PromptDelta(nn.Module):
         raise NotImplementedError
 
 
-SiteDelta = Delta | KVDelta | PromptDelta
+class TokenDelta(nn.Module):
+    """Learned input embeddings of some token ids."""
+
+    def ids(self) -> Tensor:
+        """Return the ids, (k,) long. Ids beyond the base's vocabulary are words that only this adapter knows."""
+        raise NotImplementedError
+
+    def rows(self) -> Tensor:
+        """Return their embeddings, (k, D), in the space of the embedded input."""
+        raise NotImplementedError
+
+
+SiteDelta = Delta | KVDelta | PromptDelta | TokenDelta
 
 
 class AdapterModule(nn.Module):
@@ -79,6 +111,24 @@ class AdapterModule(nn.Module):
         The outputs do not change. The default keeps everything.
         """
         return self
+
+    def penalty(self) -> Tensor | None:
+        """Return a scalar that training adds to the loss once per optimizer step, or None."""
+        return None
+
+    def stepped(self, step: int, steps: int) -> None:
+        """Look back on an optimizer step while its gradients are still there. The default does nothing.
+
+        What is kept from one step to the next belongs in persistent buffers: they are part of `tensors()`, so the
+        best epoch is restored and a resumed run goes on exactly.
+
+        Args:
+            step: optimizer steps made so far, 1 to `steps`.
+            steps: of the whole training.
+        """
+
+    def fit(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Prepare for stored tensors of these shapes, where training decides them. The default does nothing."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every saved tensor once: parameters and persistent buffers, shared ones under one name."""

@@ -37,6 +37,10 @@ class PerGroup:
         plan = self.runtime.plan
         if plan is None or not plan.groups or plan.groups[0].rows is None:
             return self.original(*args)
+        return self._each(plan, args)  # type: ignore[reportCallIssue]
+
+    @torch.compiler.disable
+    def _each(self, plan: Plan, args: tuple) -> Any:
         assert plan.row_group is not None
         order = torch.argsort(plan.row_group, stable=True)  # rows of the first group, of the second, ..., plain rows
         parts, start = [], 0

@@ -21,7 +21,9 @@ class Routed:
     module: AdapterModule
     deltas: dict[str, SiteDelta] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)  # stack name -> site of its virtual tokens
+    words: dict[str, str] = field(default_factory=dict)  # stack name -> site of its trained tokens
     has_kv: bool = False
+    positional: bool = False  # a delta reads where tokens are
     generator: torch.Generator | None = None  # dropout of this job; None draws from torch's default
 
 
@@ -30,14 +32,18 @@ class At:
     """Where the tokens of one group are, and this job's dropout.
 
     Attributes:
-        mask: (b, T) true for real and virtual tokens, or None when nothing is padded or T differs.
-        positions: (b, T) index of each token among its row's real tokens, or None.
+        mask: (b, T) true for real and virtual tokens, or None where the call's mask does not tell.
+        positions: (b, T) index of each token among its row's real and virtual tokens, those in the cache included, or
+            None.
         prompt_length: virtual tokens of this group's adapter in this stack.
+        lengths: (b,) text tokens of each row's prompt, virtual ones not counted: as stated, or all tokens of a call
+            without a cache; None where several tokens follow a cache. A single one is never part of the prompt.
     """
 
     mask: Tensor | None = None
     positions: Tensor | None = None
     prompt_length: int = 0
+    lengths: Tensor | None = None
     generator: torch.Generator | None = None
 
     def dropout(self, x: Tensor, rate: float, training: bool) -> Tensor:

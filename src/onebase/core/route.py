@@ -22,11 +22,13 @@ class Route:
         names: one name (or None for the plain base) for every row, or one entry per row.
         repeat: rows per entry that a stated beam or sample factor makes (entry i covers rows i*repeat ...).
         strip: an encoder that feeds a decoder hands back only the callers' tokens (used when it is read alone).
+        prompts: tokens of the prompt of each entry (or of each row, under a single name), where texts go on after it.
     """
 
     names: str | tuple[str | None, ...] | None
     repeat: int = 1
     strip: bool = False
+    prompts: tuple[int, ...] | None = None
 
     def per_row(self, rows: int) -> list[str | None]:
         """Return one name per row.
@@ -50,6 +52,18 @@ class Route:
             f"the call has {rows} rows but the route names {len(self.names)}{stated}. Pass one name per row, or a "
             "single name for all rows; for beams or several samples state the factor: use(names, repeat=k)."
         )
+
+    def prompt_lengths(self, rows: int) -> list[int] | None:
+        """Return the prompt's tokens of each row, or None where nobody stated them.
+
+        Raises:
+            RouteError: the list fits neither `rows` nor `rows / repeat`.
+        """
+        if self.prompts is None or len(self.prompts) == rows:
+            return None if self.prompts is None else list(self.prompts)
+        if len(self.prompts) * self.repeat == rows:
+            return [length for length in self.prompts for _ in range(self.repeat)]
+        raise RouteError(f"the call has {rows} rows but prompts states {len(self.prompts)} lengths: pass one per row")
 
 
 @dataclass
@@ -143,7 +157,12 @@ class RouteContext:
         return route
 
 
-def as_route(adapter: str | Sequence[str | None] | None, repeat: int = 1, strip: bool = False) -> Route:
+def as_route(
+    adapter: str | Sequence[str | None] | None,
+    repeat: int = 1,
+    strip: bool = False,
+    prompts: Sequence[int] | None = None,
+) -> Route:
     """Turn a name or a list of names into a route."""
     names = adapter if adapter is None or isinstance(adapter, str) else tuple(adapter)
-    return Route(names, repeat, strip)
+    return Route(names, repeat, strip, None if prompts is None else tuple(prompts))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from onebase.errors import UnsupportedError
 
-SiteKind = Literal["linear", "exit", "norm", "block", "kv", "embeddings"]
+SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class Site:
 
     Attributes:
         name: e.g. ``encoder/3/attention/q``.
-        kind: linear output, sub-layer exit, norm output, block output, attention keys and values, embeddings.
+        kind: linear output, linear input, sub-layer exit, norm output, block output, attention keys and values,
+            embeddings (virtual tokens), tokens (embeddings of single ids).
         stack, layer, sublayer, part: the components of the name ('' and -1 where they do not apply).
-        path: module path from the model's root; the tap hooks this module's output.
+        path: module path from the model's root; the tap hooks this module's output, or its input.
         d_in, d_out: features of the module's input and of the value at the site.
         span: features of the module's output that belong to this site, for fused projections: (start, stop).
         index: the same where they do not lie side by side (q, k and v interleaved per head): (d_out,) feature numbers
@@ -65,6 +66,7 @@ class Site:
         heads, head_dim: of keys and values, for 'kv' sites.
         groupwise: a computation that calls this site's module on inputs without batch rows, or None.
         unsupported: why nothing can be tapped here; adding an adapter that needs this site raises with it.
+        cancels: a constant added here changes nothing, because softmax cancels it (keys that are not rotated).
     """
 
     name: str
@@ -85,7 +87,12 @@ class Site:
     head_dim: int = 0
     groupwise: Groupwise | None = None
     unsupported: str | None = None
+    cancels: bool = False
     _moved: dict[torch.device, Tensor] = field(repr=False, default_factory=dict)  # `index` by device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        """Return the same site: a copy of an adapter stays on the base, which is not copied."""
+        return self
 
     @property
     def is_part(self) -> bool:

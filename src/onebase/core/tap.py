@@ -1,4 +1,4 @@
-"""Taps: one forward hook per tapped module that applies the deltas of the routed adapters."""
+"""Taps: hooks at a tapped module, on its output or its input, that apply the deltas of the routed adapters."""
 
 from __future__ import annotations
 
@@ -55,6 +55,33 @@ class Tap:
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
+class InputTap:
+    """The hook on the input of one module; serves its 'input' site.
+
+    Args:
+        module: the tapped module.
+        runtime: holds the plan of the call in progress.
+        site: where x and h are both the module's first input.
+    """
+
+    def __init__(self, module: nn.Module, runtime: Runtime, site: Site):
+        self.runtime, self.site = runtime, site
+        self.handle: RemovableHandle = module.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Return the changed inputs, or None to leave them as they are."""
+        plan = self.runtime.plan
+        if plan is None or not plan.groups:
+            return None
+        h = first_tensor(args, kwargs, 0)
+        new = plan.apply(None, h, self.site.name)
+        if new is h:
+            return None
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {key: new if value is h else value for key, value in kwargs.items()}
+
+
 class Catch:
     """Keep a residual tensor for the exit sites of the same layer (parallel adapters read it)."""
 
@@ -77,7 +104,16 @@ class Catch:
 
 
 def first_tensor(args: tuple, kwargs: dict, index: int) -> Tensor:
-    """Return positional input `index`, or the keyword that transformers uses in its place."""
+    """Return positional input `index`, or the keyword that transformers uses in its place.
+
+    Linears call theirs `input` or `x`: without a known name the first tensor is input 0.
+    """
     if index < len(args):
         return args[index]
-    return kwargs["hidden_states" if index == 0 else "input_tensor"]
+    if index:
+        return kwargs["input_tensor"]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else _first(kwargs)
+
+
+def _first(kwargs: dict) -> Tensor:
+    return next(value for value in kwargs.values() if isinstance(value, Tensor))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onebase.data.columns import match_column
-from onebase.data.files import Table
-from onebase.data.rows import Kind, Rows, are_scores, natural_order
+from onebase.data.columns import Columns, match_column
+from onebase.data.disk import Coded, DiskColumn
+from onebase.data.kinds import KINDS
+from onebase.data.rows import Rows, natural_order
 from onebase.data.splits import FEWEST_ROWS
+from onebase.data.table import Number, Table
+from onebase.data.values import CONVERT, Answer, Misfit, as_answers, as_flags, as_labels, separator_of, sort_of
 from onebase.errors import DataError
 
 _SHOWN = 10
-_NOT_TEXT = (list, tuple, dict, set, bytes)
+_KEPT = 1000  # problems remembered with their places; beyond that they are counted
+_LONGEST_LABEL = 200  # characters; what is longer is a text in the wrong column
 
 
 class Problems:
@@ -22,86 +26,161 @@ class Problems:
     def __init__(self, source: str) -> None:
         self.source = source
         self.found: list[tuple[str, str]] = []
+        self.counts: Counter[str] = Counter()
 
     def add(self, what: str, where: str) -> None:
         """Note one problem: `what` is counted in the summary, `where` is shown for the first ones."""
-        self.found.append((what, where))
+        self.counts[what] += 1
+        if len(self.found) < _KEPT:
+            self.found.append((what, where))
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
 
     def raise_any(self) -> None:
         """Raise what was found, if anything was.
 
         Raises:
-            DataError: with the total, the count of each problem, and where the first 10 are.
+            DataError: with the total, the count of each problem, and where the first 10 are; its attribute
+                `problems` has up to 1000 of them as (what, where).
         """
-        if not self.found:
+        total = len(self)
+        if not total:
             return
-        total = len(self.found)
-        kinds = ", ".join(f"{count} x {what}" for what, count in Counter(w for w, _ in self.found).items())
+        kinds = ", ".join(f"{count} x {what}" for what, count in self.counts.items())
         lines = [f"  {where}" for _, where in self.found[:_SHOWN]]
         if total > _SHOWN:
             lines.append(f"  and {total - _SHOWN} more")
-        raise DataError(
+        error = DataError(
             f"{self.source}: {total} problem{'s' if total > 1 else ''} ({kinds}):\n"
             + "\n".join(lines)
             + "\nNo row was dropped. Correct or remove these in the file, then load it again."
         )
+        error.problems = tuple(self.found)
+        raise error
 
 
-def checked_rows(table: Table, columns: Mapping[str, str], kind: Kind, problems: Problems) -> Rows | None:
-    """Take the columns in use out of a table as strings, noting every cell that cannot be used.
+def checked_rows(
+    table: Table, columns: Columns, kind: str, problems: Problems, group: str | None = None
+) -> Rows | None:
+    """Take the columns in use out of a table as values of their roles, noting every cell that cannot be used.
 
     Args:
-        table: one split.
-        columns: role -> column, as found in the train split.
+        table: one split; a large one is read from its start, and its values are kept on disk.
+        columns: role -> columns, as found in the train split.
         kind: the kind of data.
         problems: where problems are noted.
+        group: column of the groups that stay together, read as text into the role "group".
 
     Returns:
         The rows, or None where a problem was noted.
     """
-    before = len(problems.found)
-    present: dict[str, str] = {}
-    for role, wanted in columns.items():
-        column = match_column(table, wanted)
-        if column is not None:
-            present[role] = column
-        else:
-            unlabelled = f"; its {len(table)} rows are unlabelled" if role == "label" else ""
-            shown = ", ".join(map(repr, table.cells))
-            problems.add("missing column", f"{table.name}: no column {wanted!r}{unlabelled}; columns: {shown}")
-    taken: dict[str, list[str]] = {role: [] for role in present}
-    for i in range(len(table)):  # row by row, so that problems come in the order of the file
-        for role, column in present.items():
-            taken[role].append(_written(table, i, role, column, problems))
-    if len(problems.found) > before:
+    before = len(problems)
+    wanted = {**columns, **({"group": (group,)} if group else {})}
+    present = _present(table, wanted, problems)
+    readers = {role: _reader(table, role, names, kind) for role, names in present.items()}
+    used = [name for names in present.values() for name in names]
+    spans, at = {}, 0
+    for role, names in present.items():
+        spans[role] = slice(at, at + len(names))
+        at += len(names)
+    stores: dict[str, Any] = {role: _store(table, role, kind) for role in present if role != "answer_start"}
+    places: Any = [] if table.again is None else _Places()
+    for place, cells in table.scan(used):  # row by row, so that problems come in the order of the file
+        places.append(place)
+        values: dict[str, Any] = {}
+        row = {role: cells[span] for role, span in spans.items()}
+        for role, reader in readers.items():
+            try:
+                values[role] = reader(row, values)
+            except Misfit as misfit:
+                where = f"{table.name}, {table.unit} {place}, column {present[role][0]!r}: {misfit.what}"
+                problems.add(misfit.what, where + (f": {misfit.detail}" if misfit.detail else ""))
+                values[role] = None
+        _check_row(table, place, present, values, problems)
+        if len(problems) == before:
+            for role, store in stores.items():
+                store.append(values[role])
+    if len(problems) > before:
         return None
-    values = {role: tuple(column) for role, column in taken.items()}
-    if kind == "completion":
-        return Rows(text=values["prompt"], completion=values["completion"])
-    return Rows(text=values["text"], text_pair=values.get("text_pair"), label=values.get("label"))
+    for role, store in stores.items():
+        stores[role] = tuple(store) if isinstance(store, list) else store
+        if not isinstance(store, list):
+            store.flush()
+    numbers = tuple(places) if isinstance(places, list) else places.finished()
+    return Rows(places=numbers, file=table.name, unit=table.unit, **stores)
 
 
-def check_classes(tables: Mapping[str, Table], splits: Mapping[str, Rows], column: str, problems: Problems) -> None:
-    """Note a train split of one class, and held-out labels that train lacks.
+def note_mixtures(table: Table, columns: Columns, problems: Problems) -> list[str]:
+    """Note a label column of numbers and words; return notes on numbers among texts.
 
-    Scores are measurements: a value that train happens not to hold is no unknown class.
+    Only formats that tell numbers from words are looked at, and of a large file only its first rows.
     """
-    labels = {split: rows.label or () for split, rows in splits.items()}
-    known = set(labels["train"])
-    if len(known) < 2:
-        problems.add(
-            "one class only",
-            f"{tables['train'].name}: every label in column {column!r} is {next(iter(known), '')!r}; "
-            "expected at least 2 classes",
+    notes = []
+    for role, names in columns.items():
+        sorts: dict[str, int] = {}
+        for i, value in enumerate(table.cells.get(names[0], ())):
+            if value is not None and not isinstance(value, list | tuple | dict):
+                sorts.setdefault(sort_of(value), i)
+        if len(sorts) < 2:
+            continue
+        shown = ", ".join(
+            f"{sort} {table.cells[names[0]][i]!r} in {table.unit} {table.places[i]}"
+            for sort, i in sorted(sorts.items())
         )
-    if are_scores(natural_order(known)) and are_scores(natural_order(known.union(*labels.values()))):
+        numeric = all(_is_number(value) for value in table.cells[names[0]] if value is not None)
+        if role == "label" and not numeric:
+            problems.add(
+                "label column of mixed types", f"{table.name}, column {names[0]!r}: {shown}; expected one type"
+            )
+        elif role != "label":
+            notes.append(f"{table.name}: column {names[0]!r} mixes types ({shown}); all are read as they are written.")
+    return notes
+
+
+def check_classes(
+    tables: Mapping[str, Table], splits: Mapping[str, Rows], role: str, column: str, problems: Problems
+) -> None:
+    """Note classes that nothing can be learned from: one only, one per row, and held-out ones that train lacks."""
+    train = tables["train"]
+    known: Counter[str] = Counter()
+    for value in splits["train"][role]:
+        known.update([value] if isinstance(value, str) else value)
+    names = natural_order(known)
+    rows = len(splits["train"])
+    if len(names) < (1 if role == "labels" else 2):
+        shown = (
+            f"every label in column {column!r} is {names[0]!r}; expected at least 2 classes"
+            if names
+            else (f"no row has any label in column {column!r}; expected at least one class")
+        )
+        problems.add("one class only" if names else "no class", f"{train.name}: {shown}")
+    elif role == "label" and len(names) == rows >= FEWEST_ROWS:
+        problems.add(
+            "label that is unique per row",
+            f"{train.name}: each of the {rows} rows has a label of its own in column {column!r} ({names[0][:40]!r}, "
+            f"{names[1][:40]!r} ...); expected classes that repeat. Name another column with --label",
+        )
         return
-    for split, values in labels.items():
-        table = tables[split]
-        for place, label in zip(table.places, values):
-            if label not in known:
-                where = f"{table.name}, {table.unit} {place}, column {column!r}"
-                problems.add("label that train lacks", f"{where}: {label!r} is not a label of train")
+    longest = max(names, key=len, default="")
+    if role == "label" and len(longest) > _LONGEST_LABEL:
+        problems.add("label that is a text", f"{train.name}: column {column!r}: {longest[:40]!r}... as a label")
+    for rows_of in splits.values():
+        for i, value in enumerate(rows_of[role]):
+            for name in [value] if isinstance(value, str) else value:
+                if name not in known:
+                    problems.add(
+                        "label that train lacks",
+                        f"{rows_of.place(i)}, column {column!r}: {name!r} is not a label of train",
+                    )
+
+
+def check_scores(table: Table, rows: Rows, role: str, problems: Problems) -> None:
+    """Note measurements that are all the same."""
+    values = iter(rows[role])
+    first = next(values, None)
+    if all(value == first for value in values):
+        problems.add("one value only", f"{table.name}: every {role} is {first}; there is nothing to learn")
 
 
 def check_count(table: Table, rows: Rows, problems: Problems) -> None:
@@ -110,19 +189,88 @@ def check_count(table: Table, rows: Rows, problems: Problems) -> None:
         problems.add("too few rows", f"{table.name}: {len(rows)} rows to train on; expected at least {FEWEST_ROWS}")
 
 
-def _written(table: Table, i: int, role: str, column: str, problems: Problems) -> str:
-    value = table.cells[column][i]
-    what = None
-    if isinstance(value, _NOT_TEXT):
-        what = f"{role} that is no text (a {type(value).__name__})"
-    elif _is_missing(value) or not str(value).strip():
-        what = "missing label" if role == "label" else f"empty {role}"
-    if what is None:
-        return str(value)
-    problems.add(what, f"{table.name}, {table.unit} {table.places[i]}, column {column!r}: {what}")
-    return ""
+def _present(table: Table, wanted: Columns, problems: Problems) -> Columns:
+    """Return the columns as this split names them; missing ones are noted."""
+    present: Columns = {}
+    shown = ", ".join(map(repr, table.cells))
+    for role, names in wanted.items():
+        found = [match_column(table, name) for name in names]
+        if all(column is not None for column in found):
+            present[role] = tuple(column for column in found if column is not None)
+            continue
+        lost = [name for name, column in zip(names, found) if column is None]
+        unlabelled = f"; its {len(table)} rows are unlabelled" if role in ("label", "labels", "score") else ""
+        problems.add(
+            "missing column", f"{table.name}: no column {', '.join(map(repr, lost))}{unlabelled}; columns: {shown}"
+        )
+    return present
 
 
-def _is_missing(value: Any) -> bool:
-    # pandas.NA is named, not imported: a list of dicts needs no pandas.
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or (value != value) is True
+Reader = Callable[[Mapping[str, Sequence[Any]], Mapping[str, Any]], Any]
+
+
+def _reader(table: Table, role: str, names: Sequence[str], kind: str) -> Reader:
+    """Return the function that makes a role's value of a row's cells and the values before it."""
+    form = "label" if role == "group" else KINDS[kind].form(role) if role != "answer_start" else "start"
+    if form == "start":
+        return lambda row, values: None
+    if form == "answers":
+        return lambda row, values: as_answers(
+            row[role][0], role, values.get("context") or "", row.get("answer_start", (None,))[0]
+        )
+    if form == "labels" and len(names) > 1:
+        return lambda row, values: as_flags(row[role], names)
+    if form == "labels":
+        separator = separator_of(table.cells[names[0]])
+        return lambda row, values: as_labels(row[role][0], role, separator)
+    convert = CONVERT[form]
+    return lambda row, values: convert(row[role][0], role)
+
+
+def _check_row(table: Table, place: int, present: Columns, values: Mapping[str, Any], problems: Problems) -> None:
+    tokens, tags = values.get("tokens"), values.get("tags")
+    if tokens is not None and tags is not None and len(tokens) != len(tags):
+        problems.add(
+            "tags that do not match the tokens",
+            f"{table.name}, {table.unit} {place}, column {present['tags'][0]!r}: {len(tags)} tags for {len(tokens)} "
+            "tokens; expected one each",
+        )
+
+
+def _store(table: Table, role: str, kind: str) -> Any:
+    if table.again is None:
+        return []
+    form = "label" if role == "group" else KINDS[kind].form(role)
+    if form == "label":
+        return Coded()
+    restore = {
+        "labels": tuple,
+        "words": tuple,
+        "tags": tuple,
+        "messages": tuple,
+        "answers": lambda found: tuple(Answer(*item) for item in found),
+    }.get(form)
+    return DiskColumn(form == "text", restore)
+
+
+class _Places:
+    """Places of many rows in little memory."""
+
+    def __init__(self) -> None:
+        from array import array
+
+        self.numbers = array("Q")
+
+    def append(self, place: int) -> None:
+        self.numbers.append(place)
+
+    def finished(self) -> Any:
+        return self.numbers
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return isinstance(value, Number | int | float | str)

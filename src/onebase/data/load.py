@@ -1,4 +1,4 @@
-"""One call from a file, folder, DataFrame or list to checked splits of strings."""
+"""One call from files or objects to checked splits of rows."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebase.data.check import Problems, check_classes, check_count, checked_rows
-from onebase.data.columns import find_columns
-from onebase.data.files import Table, read_source
-from onebase.data.rows import KINDS, SPLITS, Data, Kind, Rows, are_scores, digest_of, natural_order
-from onebase.data.splits import make_splits, sample
+from onebase.data.check import Problems, check_classes, check_count, check_scores, checked_rows, note_mixtures
+from onebase.data.columns import Columns, find_columns, match_column
+from onebase.data.files import Format, read_source
+from onebase.data.kinds import KINDS, PLAIN, ROLES
+from onebase.data.rows import SPLITS, Data, Rows, are_scores, digest_of, natural_order
+from onebase.data.splits import keys, make_splits, sample
+from onebase.data.table import MEMORY, Table
 from onebase.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
     import pandas
 
-    Records = Sequence[Mapping[str, Any]] | pandas.DataFrame
+    Records = Sequence[Mapping[str, Any]] | pandas.DataFrame | Any
     Source = str | Path | Records | Mapping[str, Records]
+
+Given = dict[str, Rows]
 
 
 def load(
@@ -26,29 +30,47 @@ def load(
     task: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     prompt: str | None = None,
     completion: str | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    group: str | None = None,
     seed: int = 0,
     limit: int | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    quote: str | None = None,
+    sheet: str | None = None,
+    memory: int = MEMORY,
 ) -> Data:
     """Read data, find its columns, check every row, and split it where it does not come split.
 
-    Values are read as strings exactly as written: the labels "NA", "null", "1" and "001" stay what they are.
+    Values are read as strings exactly as written: the labels "NA", "null", "1" and "001" stay what they are. Nothing
+    is dropped: a row that cannot be used is an error, and lines that hold no row are counted in the notes.
 
     Args:
-        source: a .csv, .tsv, .jsonl or .txt file; a folder with files train, validation (or valid, val, dev)
-            and test of one of these kinds; a pandas DataFrame; a list of dicts; or a dict of split -> one
-            of the latter two.
-        task: "classification", "causal-lm" or "completion"; by default what the columns say. A .txt is
-            always "causal-lm".
+        source: a file (.csv, .tsv, .json, .jsonl, .parquet, .xlsx, .txt, .conll; text also with .gz); a folder with
+            files train, validation (or valid, val, dev) and test of one of these kinds; a pandas DataFrame; a list of
+            dicts; a Dataset or IterableDataset; a dict of split -> one of the latter four; or a data set of the hub as
+            ``owner/name``, ``owner/name:config`` or ``hf://name``.
+        task: a kind of data (`onebase.data.KINDS` lists them with their roles); by default what the columns say. Many
+            different numbers with fractions as labels make it "regression"; name "classification" to keep them names.
         text: column of the text; found by name, or by content, where not given. Likewise for the next four.
         text_pair: column of the second text, for pairs.
-        label: column of the label.
+        label: column of what is to be predicted: label, score, tags, or labels (one column of lists or of names
+            separated by | ; or , or several columns of 0 and 1).
         prompt: column of the prompt, for completion.
         completion: column of the completion.
+        columns: role -> column for any role, such as ``{"question": "frage", "context": "absatz"}``.
+        group: column whose equal values stay on one side of splits that are made: the author, the document ...
         seed: which rows are held out and sampled; the same seed gives the same rows on every machine.
         limit: the most rows of each split to keep (a stratified sample); None keeps all.
+        encoding: of text files, such as "cp1252"; by default that of the byte order mark, else UTF-8.
+        delimiter: of CSV files; found in the header by default.
+        quote: of CSV files; '"' by default, "none" where quotes are ordinary characters.
+        sheet: of an Excel workbook; the only one that holds something by default.
+        memory: bytes of rows of a split to hold in memory (roughly); beyond it rows are kept in a temporary file and
+            read from there by index.
 
     Returns:
         The data. Without a test file in a folder `test` is empty, which `notes` says.
@@ -64,100 +86,176 @@ def load(
         >>> data.labels, len(data.train), len(data.validation), len(data.test)
         (('bad', 'good'), 32, 4, 4)
     """
-    kind = _checked_task(task)
+    if task is not None and task not in KINDS:
+        raise unknown("task", task, KINDS)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1 row, or None for all rows.")
-    name, tables = read_source(source)
-    asked = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}
-    kind, columns = _roles(tables, asked, kind, name)
-    given = _checked_splits(name, tables, columns, kind)
+    told = Format(encoding=encoding, delimiter=delimiter, quote=quote, sheet=sheet)
+    asked = _asked(
+        {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}, columns
+    )
+    name, tables, notes = read_source(source, told, task, memory)
+    kind, found = _roles(tables, asked, task, name, group)
     running = tables["train"].running
-    splits, notes = _complete(given, seed, running, tables["train"].name)
-    labels = natural_order([v for rows in splits.values() for v in rows.label or ()])
+    kind, given, said = _checked_splits(name, tables, found, kind, task, group)
+    splits, made = _complete(given, seed, running, tables["train"].name, kind)
+    labels = _labels_of(splits, kind)
+    notes = [*notes, *said, *made]
     if limit is not None:
-        splits = _limited(splits, labels, limit, seed, running)
+        splits = _limited(splits, labels, limit, seed, running, kind)
         notes.append(f"Each split is limited to {limit} rows.")
-    notes += _notes_on(labels, given)
+    notes += [sentence for table in tables.values() for sentence in table.said()]
+    notes += _notes_on(labels, given, kind, task)
     return Data(
         kind=kind,
         labels=labels,
         source=name,
         digest=digest_of(kind, splits),
         splits_made="validation" not in given,
-        columns=columns if not running else {},
+        columns={role: ", ".join(names) for role, names in found.items()} if not running else {},
         notes=tuple(notes),
         **splits,
     )
 
 
-def _checked_task(task: str | None) -> Kind | None:
-    for kind in KINDS:
-        if task == kind:
-            return kind
-    if task is None:
-        return None
-    raise unknown("task", task, KINDS)
+def _asked(
+    named: Mapping[str, str | Sequence[str] | None], columns: Mapping[str, str | Sequence[str]] | None
+) -> dict[str, tuple[str, ...]]:
+    """Return role -> columns that the person named."""
+    for role in columns or {}:
+        if role not in ROLES:
+            raise unknown("role of a column", role, ROLES)
+        if named.get(role) is not None:
+            raise ConfigError(f"the column of {role} is named twice: {named[role]!r} and {(columns or {})[role]!r}.")
+    both = {**named, **(columns or {})}
+    return {
+        role: (value,) if isinstance(value, str) else tuple(value) for role, value in both.items() if value is not None
+    }
 
 
 def _roles(
-    tables: Mapping[str, Table], asked: Mapping[str, str | None], task: Kind | None, name: str
-) -> tuple[Kind, dict[str, str]]:
+    tables: Mapping[str, Table], asked: Mapping[str, Sequence[str]], task: str | None, name: str, group: str | None
+) -> tuple[str, Columns]:
     if "train" not in tables:
         raise DataError(f"{name}: splits {', '.join(tables) or 'none'}; expected at least train. Add it.")
-    if not tables["train"].running:
-        return find_columns(tables["train"], asked, task)
-    for role, column in asked.items():
-        if column is not None:
-            raise ConfigError(f"{name}: plain text has no columns, so {role}={column!r} has no meaning. Leave it out.")
-    if task not in (None, "causal-lm"):
+    train = tables["train"]
+    if not train.running:
+        if group is not None and match_column(train, group) is None:
+            raise unknown(f"column for --group in {train.name}:", group, train.cells)
+        return find_columns(train, asked, task, [match_column(train, group) or ""] if group else [])
+    for role, columns in [*asked.items(), *([("group", [group])] if group else [])]:
+        shown = ", ".join(map(repr, columns))
+        raise ConfigError(f"{name}: plain text has no columns, so {role}={shown} has no meaning. Leave it out.")
+    if task not in (None, *PLAIN):
         raise ConfigError(f"{name}: plain text is causal-lm data, not {task}. Pass a .csv or .jsonl with columns.")
-    return "causal-lm", {"text": "text"}
+    return task or "causal-lm", {"text": ("text",)}
 
 
-def _checked_splits(name: str, tables: Mapping[str, Table], columns: dict[str, str], kind: Kind) -> dict[str, Rows]:
-    """Return the rows of each split given; all problems in all of them are raised together."""
+def _checked_splits(
+    name: str, tables: Mapping[str, Table], columns: Columns, kind: str, task: str | None, group: str | None
+) -> tuple[str, Given, list[str]]:
+    """Return the kind, the rows of each split given and notes; all problems in all of them are raised together."""
+    if kind == "classification" and task is None and _measured(tables["train"], columns["label"][0]):
+        kind = "regression"
+        columns["score"] = columns.pop("label")
     problems = Problems(name)
-    ordered = [split for split in SPLITS if split in tables]
-    rows = {split: checked_rows(tables[split], columns, kind, problems) for split in ordered}
+    notes: list[str] = []
+    rows: dict[str, Rows | None] = {}
+    for split in (split for split in SPLITS if split in tables):
+        if split != "train" and _is_unlabelled_test(tables[split], columns, kind):
+            notes.append(f"{split} has no labels: its {len(tables[split]):,} rows are not used.")
+            continue
+        notes += note_mixtures(tables[split], columns, problems)
+        rows[split] = checked_rows(tables[split], columns, kind, problems, group if split == "train" else None)
     usable = {split: found for split, found in rows.items() if found is not None}
-    if "train" in usable and kind != "causal-lm":
-        check_count(tables["train"], usable["train"], problems)
-    if "train" in usable and kind == "classification":
-        check_classes(tables, usable, columns["label"], problems)
+    if "train" in usable:
+        train, target = tables["train"], _target(kind)
+        if kind not in PLAIN:
+            check_count(train, usable["train"], problems)
+        if target in ("label", "labels", "tags") and kind != "rerank":
+            check_classes(tables, usable, target, ", ".join(columns[target]), problems)
+        elif target:
+            check_scores(train, usable["train"], target, problems)
     problems.raise_any()
-    return usable
+    return kind, usable, notes
 
 
-def _complete(given: dict[str, Rows], seed: int, running: bool, name: str) -> tuple[dict[str, Rows], list[str]]:
+def _measured(table: Table, column: str) -> bool:
+    """Say whether a label column holds measurements; of a large file the first rows decide."""
+    values = table.cells[column]
+    return all(value is None or isinstance(value, str | int | float) for value in values) and are_scores(
+        {"" if value is None else str(value) for value in values}
+    )
+
+
+def _is_unlabelled_test(table: Table, columns: Columns, kind: str) -> bool:
+    """Say whether a split of a data set of the hub carries only the mark of no label (-1, read as None)."""
+    column = match_column(table, columns.get("label", ("",))[0])
+    return (
+        kind == "classification"
+        and column is not None
+        and table.unit == "row"
+        and table.again is None
+        and all(value is None for value in table.cells[column])
+    )
+
+
+def _target(kind: str) -> str:
+    """Return the role that is predicted from the others, '' where text itself is."""
+    return next((role for role in ("label", "labels", "score", "tags") if role in KINDS[kind].roles), "")
+
+
+def _complete(given: Given, seed: int, running: bool, name: str, kind: str) -> tuple[Given, list[str]]:
     """Cut the splits that are not given: both where only train is, validation where test is."""
     if "validation" in given:
         made, notes = {}, []
     elif "test" in given:
-        made = make_splits(given["train"], ("validation",), seed, running, name)
+        made = make_splits(given["train"], ("validation",), seed, running, name, kind)
         notes = ["Validation was cut from train (10 %); test is as given."]
     else:
-        made = make_splits(given["train"], ("validation", "test"), seed, running, name)
+        made = make_splits(given["train"], ("validation", "test"), seed, running, name, kind)
         notes = ["Train, validation and test were cut from the rows (80, 10 and 10 %)."]
-    splits = given | made
+    splits = {split: _without_group(rows) for split, rows in (given | made).items()}
     if "test" not in splits:
-        splits["test"] = given["train"].select(())
+        splits["test"] = splits["train"].select(())
         notes.append("There is no test split: test is empty.")
     return {split: splits[split] for split in SPLITS}, notes
 
 
-def _limited(splits: dict[str, Rows], labels: tuple[str, ...], limit: int, seed: int, running: bool) -> dict[str, Rows]:
-    if limit < len(labels) and not are_scores(labels):
+def _without_group(rows: Rows) -> Rows:
+    """Drop the column of the groups: it is for splitting only."""
+    if rows.get("group") is None:
+        return rows
+    kept = {role: rows[role] for role in rows.roles if role != "group"}
+    return Rows(places=rows.places, file=rows.file, unit=rows.unit, **kept)
+
+
+def _labels_of(splits: Given, kind: str) -> tuple[str, ...]:
+    role = {"classification": "label", "multilabel": "labels", "tokens": "tags"}.get(kind)
+    if role is None:
+        return ()
+    names: set[str] = set()
+    for rows in splits.values():
+        for value in rows[role]:
+            names.update((value,) if isinstance(value, str) else value)
+    return natural_order(names)
+
+
+def _limited(splits: Given, labels: tuple[str, ...], limit: int, seed: int, running: bool, kind: str) -> Given:
+    if kind == "classification" and limit < len(labels):
         raise ConfigError(
             f"limit is {limit}, but there are {len(labels)} classes and training needs a row of each. "
             f"Pass a limit of at least {len(labels)}."
         )
-    return {split: sample(rows, limit, seed, running) for split, rows in splits.items()}
+    return {split: sample(rows, limit, seed, running, kind) for split, rows in splits.items()}
 
 
-def _notes_on(labels: tuple[str, ...], given: dict[str, Rows]) -> list[str]:
+def _notes_on(labels: tuple[str, ...], given: Given, kind: str, task: str | None) -> list[str]:
     notes = []
-    if are_scores(labels):
-        notes.append(f"The {len(labels)} labels are scores: not stratified, and held-out values may be new to train.")
+    if kind == "regression" and task is None:
+        notes.append("The labels are measurements: this is regression. To take them for classes name classification.")
+    elif kind == "classification" and are_scores(labels):
+        notes.append(f"The {len(labels)} labels are numbers, and taken for names of classes as asked.")
     alike: dict[str, list[str]] = {}
     for label in labels:
         alike.setdefault(label.strip().casefold(), []).append(label)
@@ -166,14 +264,22 @@ def _notes_on(labels: tuple[str, ...], given: dict[str, Rows]) -> list[str]:
         for same in alike.values()
         if len(same) > 1
     ]
-    known = set(_contents(given["train"]))
+    return notes + _notes_on_leaks(given, kind)
+
+
+def _notes_on_leaks(given: Given, kind: str) -> list[str]:
+    """Count the held-out rows whose text is also in train, by 64 bits of a hash per row."""
+    if kind in PLAIN or len(given) == 1:
+        return []
+    import numpy as np
+
+    hashed = {
+        split: np.fromiter((hash(key) for key in keys(rows, kind, KINDS[kind].known)), dtype=np.int64, count=len(rows))
+        for split, rows in given.items()
+    }
+    notes = []
     for split in given:
-        shared = sum(content in known for content in _contents(given[split])) if split != "train" else 0
+        shared = 0 if split == "train" else int(np.isin(hashed[split], hashed["train"]).sum())
         if shared:
             notes.append(f"{shared} rows of {split} have a text that is also in train; they are kept as given.")
     return notes
-
-
-def _contents(rows: Rows) -> list[tuple[str, str]]:
-    pairs = rows.text_pair or [""] * len(rows)
-    return [(a.strip(), b.strip()) for a, b in zip(rows.text, pairs)]

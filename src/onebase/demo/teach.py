@@ -17,7 +17,7 @@ from onebase.training.run import Run, train
 if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.data import Data
-    from onebase.evaluation import Scores
+    from onebase.tasks import Scores
 
 # Found by a few trials with one seed each, where differences of 3 points mean nothing. With 32 steps per epoch
 # and few epochs, the rates are above the recipes of `train`.

@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
-from onebase.core.site import NormInfo, Site, standardize
+from onebase.core.site import Site
 from onebase.errors import UnsupportedError, unknown
 from onebase.methods.method import Init, Method, check
+from onebase.methods.normdelta import NormDelta
 from onebase.methods.registry import register
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh, "identity": lambda x: x}
@@ -57,21 +58,6 @@ class BottleneckDelta(Delta):
         inner = F.linear(inner, self.down.to(h.dtype), self.down_bias.to(h.dtype))
         inner = ACTIVATIONS[self.activation](inner)
         return h + self.scale * F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype))
-
-
-class NormDelta(Delta):
-    """``h + dgamma * n(x) + dbeta``: a trained norm, without dividing by the pretrained gain."""
-
-    def __init__(self, d: int, norm: NormInfo):
-        super().__init__()
-        self.norm = norm
-        self.gamma = nn.Parameter(torch.zeros(d))
-        self.beta = nn.Parameter(torch.zeros(d)) if norm.has_bias else None
-
-    def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
-        """Add the change of gain and bias."""
-        h = h + self.gamma.to(h.dtype) * standardize(x, self.norm).to(h.dtype)
-        return h if self.beta is None else h + self.beta.to(h.dtype)
 
 
 @register

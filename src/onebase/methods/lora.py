@@ -41,6 +41,10 @@ class LoRADelta(Delta):
         x = at.dropout(x, self.dropout, self.training)
         return h + self.scale * F.linear(F.linear(x, self.A.to(h.dtype)), self.B.to(h.dtype))
 
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Add s B A to the weight."""
+        return weight + self.scale * self.B @ self.A, bias
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -71,34 +75,42 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         for key, rank in {"rank": self.rank, **{f"ranks[{k!r}]": v for k, v in self.ranks.items()}}.items():
-            check(isinstance(rank, int) and 1 <= rank <= 512, f"lora.{key}", rank, "an integer from 1 to 512")
+            check(isinstance(rank, int) and 1 <= rank <= 512, f"{self.name}.{key}", rank, "an integer from 1 to 512")
         for key, alpha in {
             "alpha": self.alpha,
             **{f"alphas[{k!r}]": v for k, v in self.alphas.items()},
         }.items():
-            check(alpha > 0 and math.isfinite(alpha), f"lora.{key}", alpha, "a positive number")
-        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "0 <= rate < 1")
+            check(alpha > 0 and math.isfinite(alpha), f"{self.name}.{key}", alpha, "a positive number")
+        check(0 <= self.dropout < 1, f"{self.name}.dropout", self.dropout, "0 <= rate < 1")
 
     def select(self, sites: Sequence[Site]) -> list[Site]:
         """Return the linear sites named by `sites`; every key of `ranks` and `alphas` must match one of them."""
-        chosen = match_linears(sites, self.sites, "lora.sites")
+        chosen = match_linears(sites, self.sites, f"{self.name}.sites")
         for setting, values in (("ranks", self.ranks), ("alphas", self.alphas)):
             for key in values:
-                match_linears(chosen, key, f"lora.{setting}")
+                match_linears(chosen, key, f"{self.name}.{setting}")
         return chosen
 
     def _at(self, site: Site, default: float, values: Mapping[str, float]) -> float:
-        hits = [value for key, value in values.items() if matches(site, key, "lora")]
+        hits = [value for key, value in values.items() if matches(site, key, self.name)]
         return hits[-1] if hits else default  # a later key wins
+
+    def start(self, site: Site, generator: torch.Generator) -> tuple[Tensor, float]:
+        """Draw A, (r, d_in), for a site, and return it with the scale s there."""
+        rank = int(self._at(site, self.rank, self.ranks))
+        alpha = self._at(site, self.alpha, self.alphas)
+        a = down_map(rank, site.d_in, generator)
+        return a, alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build A and B for every site."""
         deltas = {}
         for site in sites:
-            rank = int(self._at(site, self.rank, self.ranks))
-            alpha = self._at(site, self.alpha, self.alphas)
-            bound = 1 / math.sqrt(site.d_in)  # kaiming_uniform with a = sqrt(5)
-            a = (torch.rand(rank, site.d_in, generator=init.generator) * 2 - 1) * bound
-            scale = alpha / (math.sqrt(rank) if self.rslora else rank)
+            a, scale = self.start(site, init.generator)
             deltas[site.name] = LoRADelta(a, site.d_out, scale, self.dropout)
         return AdapterModule(deltas)
+
+
+def down_map(rank: int, d_in: int, generator: torch.Generator) -> Tensor:
+    """Draw A, (r, d_in): kaiming uniform with a = sqrt(5), the bound is 1 / sqrt(d_in)."""
+    return (torch.rand(rank, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)

@@ -33,6 +33,7 @@ class Init:
         embed_ids: token ids -> (n, D).
         labels: label names of the task, () if it has none.
         frequent: k -> the ids of the k most frequent tokens, of the training data where there is some.
+        word_ids: words of the method's `vocabulary` -> (their ids, those that are new to the base's tokenizer).
     """
 
     generator: torch.Generator
@@ -41,6 +42,7 @@ class Init:
     embed_ids: Callable[[Sequence[int]], Tensor]
     labels: tuple[str, ...]
     frequent: Callable[[int], list[int]]
+    word_ids: Callable[[Sequence[str]], tuple[list[int], set[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,16 @@ class Method:
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build the module of one adapter for the selected sites (float32, on the CPU)."""
         raise NotImplementedError
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Return the words that this adapter's tokenizer must keep whole; () leaves the base's as it is."""
+        return ()
+
+    def __add__(self, other: Method) -> Method:
+        """Return the union of two methods, in written order."""
+        from onebase.methods.union import Union
+
+        return Union.of(self, other) if isinstance(other, Method) else NotImplemented
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain JSON values; `from_settings` reads them back."""

@@ -5,26 +5,39 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onebase.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from onebase.methods.method import Method
 
+Class = TypeVar("Class", bound="type[Method]")
+
 # Name -> module. Listing the names must not import torch.
 BUILT_IN = {
+    "adalora": "onebase.methods.adalora",
+    "bitfit": "onebase.methods.bitfit",
     "bottleneck": "onebase.methods.bottleneck",
+    "dora": "onebase.methods.dora",
+    "hira": "onebase.methods.hira",
+    "ia3": "onebase.methods.ia3",
+    "layernorm": "onebase.methods.layernorm",
     "lora": "onebase.methods.lora",
+    "loreft": "onebase.methods.loreft",
+    "mam": "onebase.methods.mam",
     "prefix": "onebase.methods.prefix",
     "prompt": "onebase.methods.prompt",
+    "tokens": "onebase.methods.tokens",
+    "union": "onebase.methods.union",
+    "vera": "onebase.methods.vera",
 }
 ENTRY_POINTS = "onebase.methods"
 
 _REGISTERED: dict[str, type[Method]] = {}
 
 
-def register(cls: type[Method]) -> type[Method]:
+def register(cls: Class) -> Class:
     """Make a method known under its `name`: for the command line, files, tests and shorthand.
 
     Args:
@@ -87,6 +100,7 @@ def parse_method(given: str | Method | Mapping[str, Any]) -> Method:
 
     Args:
         given: ``"lora"``, ``"lora(rank=16, sites='paper')"`` (arguments are literals and are never evaluated),
+            ``"prefix + bottleneck(preset='parallel')"``,
             ``{"name": "lora", "settings": {"rank": 16}}``, or a method instance.
 
     Raises:
@@ -103,11 +117,23 @@ def parse_method(given: str | Method | Mapping[str, Any]) -> Method:
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    how = f"method {text!r}: write name(key=literal, ...), e.g. lora(rank=16)"
+    """Read ``name(key=literal, ...)``, or several of them with + between as the parts of a union."""
+    how = f"method {text!r}: write name(key=literal, ...), e.g. lora(rank=16), or several with + between"
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
         raise ConfigError(how) from None
+    calls: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):  # a + b + c is (a + b) + c
+        calls.insert(0, node.right)
+        node = node.left
+    found = [_parse_call(call, text, how) for call in (node, *calls)]
+    if len(found) == 1:
+        return found[0]
+    return "union", {"parts": [{"name": name, "settings": settings} for name, settings in found]}
+
+
+def _parse_call(node: ast.expr, text: str, how: str) -> tuple[str, dict[str, Any]]:
     if isinstance(node, ast.Name):
         return node.id, {}
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:

@@ -73,9 +73,9 @@ def main(names: list[str]) -> int:
     """Sweep; return the exit code."""
     import transformers
 
-    from onebase.methods import method_names
     from onebase.support.page import render
     from onebase.support.shrink import text_types
+    from onebase.support.trial import tried
 
     trials = []
     for trial in sweep(names or text_types()):
@@ -85,7 +85,7 @@ def main(names: list[str]) -> int:
         for wrong in trial.wrong:
             print(f"  WRONG {wrong}", flush=True)
     if not names:
-        PAGE.write_text(render(trials, method_names(), transformers.__version__), encoding="utf-8")
+        PAGE.write_text(render(trials, tried(), transformers.__version__), encoding="utf-8")
     return 1 if any(trial.wrong for trial in trials) else 0
 
 

@@ -66,6 +66,15 @@ PER_LAYER = (
     "block_types",
     "layer_type_list",
 )
+BERT = {
+    "model_type": "bert",
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": POSITIONS,
+}
 # What a single class needs beyond the names above, each with the rule of its modelling file that asks for it.
 SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "hidden_size": WIDTH},  # pairs make the layers
@@ -81,6 +90,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
                     "intermediate_groups": 1, "output_groups": 1},
     "luke": {"entity_vocab_size": 8, "entity_emb_size": 8},
     "mobilebert": {"intra_bottleneck_size": WIDTH, "embedding_size": WIDTH, "hidden_size": WIDTH},
+    "encoder-decoder": {  # the decoder reads the encoder only where its config says so
+        "encoder": BERT,
+        "decoder": {**BERT, "is_decoder": True, "add_cross_attention": True},
+    },
     "gpt_oss": {"num_local_experts": EXPERTS},
     "phi": {"partial_rotary_factor": 0.5},
 }  # fmt: skip

@@ -6,15 +6,21 @@ instructions for it; both depend on the length of the texts. So the first rows a
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onebase.examples import Examples, forward
+from onebase.examples import forward
+from onebase.tasks import Examples
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +30,9 @@ if TYPE_CHECKING:
 # Rows per forward on the CPU: rows are sorted by length within an effective batch, so smaller pieces mean less
 # padding, and below this the fixed cost of a call shows.
 MICRO = 16
-TRIALS = 3  # the first warms caches up and is not counted
+ROUNDS = 4  # of every candidate in turn; the first warms caches up and is not counted
+CLEARLY = 1.15  # how much faster a later candidate must be: below this, noise would decide
+REMEMBERED = 7 * 24 * 3600  # seconds after which a machine is measured again
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +82,17 @@ def _computing(base: Base, attention: str | None, dtype: torch.dtype | None) -> 
             yield
 
 
-def choose_kernels(base: Base, adapter: Adapter, train: Examples, settings: Settings) -> Kernels:
+def choose_kernels(
+    base: Base, adapter: Adapter, train: Examples, settings: Settings, memory: Path | None = None
+) -> Kernels:
     """Choose attention and dtype for a training run.
 
     Args:
         base: the base.
         adapter: the attached adapter; its gradients are cleared afterwards.
         train: rows to time with.
-        settings: `attention` and `dtype`; 'auto' is measured, on a CPU, once per base and text length.
+        settings: `attention` and `dtype`; 'auto' is measured, on a CPU, once per base, method and text length.
+        memory: file that remembers measurements of this machine for a week, so that two runs compute alike.
     """
     own = base._installed.original_attention()
     attentions: list[str | None] = [None if settings.attention == "keep" else settings.attention]
@@ -95,29 +106,75 @@ def choose_kernels(base: Base, adapter: Adapter, train: Examples, settings: Sett
         return Kernels(base, attentions[0], dtypes[0])
     rows = sorted(range(len(train)), key=lambda i: len(train.rows[i].ids))
     middle = rows[max(0, len(rows) // 2 - MICRO // 2) :][:MICRO]
-    key = (adapter.method.name, settings.attention, settings.dtype, len(train.rows[middle[0]].ids) // 16)
-    if key not in base._kernels:
-        seconds = {(a, d): _time(base, adapter, train, middle, a, d) for a in attentions for d in dtypes}
-        for parameter in adapter.parameters():
-            parameter.grad = None
-        best = min(seconds, key=seconds.__getitem__)
-        named = {
-            f"{a or 'base'}/{str(d or 'base').removeprefix('torch.')}": round(s, 4) for (a, d), s in seconds.items()
-        }
-        base._kernels[key] = (*best, named)
-    return Kernels(base, *base._kernels[key])
+    # the order of preference: what is usually fastest comes first
+    candidates = [(a, d) for d in reversed(dtypes) for a in attentions]
+    key = _key(base, adapter, settings, len(train.rows[middle[0]].ids) // 16)
+    seconds = base._kernels.get(key) or _remembered(memory, key)
+    if seconds is None or set(seconds) != {_label(*c) for c in candidates}:
+        seconds = _measure(base, adapter, train, middle, candidates)
+        _remember(memory, key, seconds)
+    base._kernels[key] = seconds
+    limit = CLEARLY * min(seconds.values())
+    best = next(c for c in candidates if seconds[_label(*c)] <= limit)
+    return Kernels(base, *best, seconds)
 
 
-def _time(
-    base: Base, adapter: Adapter, train: Examples, rows: list[int], attention: str | None, dtype: torch.dtype | None
-) -> float:
-    taken = []
-    with _computing(base, attention, dtype):
-        for _ in range(TRIALS):
-            began = time.perf_counter()
-            forward(base, adapter.name, train, rows)[0].sum().backward()
-            taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+def kernels_of(base: Base, facts: dict[str, Any]) -> Kernels:
+    """Return a choice again from its `facts`, for a run that goes on."""
+    attention = None if facts["attention"] == "base" else facts["attention"]
+    dtype = None if facts["dtype"] == "base" else getattr(torch, facts["dtype"])
+    return Kernels(base, attention, dtype, facts["seconds"])
+
+
+def _measure(
+    base: Base, adapter: Adapter, train: Examples, rows: list[int], candidates: list[tuple[str | None, Any]]
+) -> dict[str, float]:
+    """Return seconds of a forward and backward pass by candidate, the best of several interleaved rounds."""
+    taken: dict[str, list[float]] = {_label(*c): [] for c in candidates}
+    for number in range(ROUNDS):
+        for candidate in candidates:
+            with _computing(base, *candidate):
+                began = time.perf_counter()
+                forward(base, adapter.name, train, rows).sums.sum().backward()
+                if number:
+                    taken[_label(*candidate)].append(time.perf_counter() - began)
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    return {label: round(min(many), 4) for label, many in taken.items()}
+
+
+def _key(base: Base, adapter: Adapter, settings: Settings, length: int) -> str:
+    """Name everything that a measurement depends on."""
+    facts = (
+        platform.machine(), platform.processor(), torch.__version__, torch.get_num_threads(), str(base.device),
+        base.anatomy.model_type, base.anatomy.hidden_size, base.anatomy.layers, adapter.method.name,
+        adapter.task["kind"], settings.attention, settings.dtype, length,
+    )  # fmt: skip
+    return "/".join(str(fact) for fact in facts)
+
+
+def _remembered(memory: Path | None, key: str) -> dict[str, float] | None:
+    found = _read(memory).get(key)
+    return found["seconds"] if found and time.time() - found["when"] < REMEMBERED else None
+
+
+def _read(memory: Path | None) -> dict[str, Any]:
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8")) if memory is not None else {}
+        return {key: value for key, value in found.items() if {"when", "seconds"} <= value.keys()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # nothing is lost: it is measured again
+
+
+def _remember(memory: Path | None, key: str, seconds: dict[str, float]) -> None:
+    if memory is None:
+        return
+    known = {**_read(memory), key: {"when": time.time(), "seconds": seconds}}
+    work = memory.with_name(f".{memory.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # a read-only home: measured every time
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        work.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        os.replace(work, memory)
 
 
 def _label(attention: str | None, dtype: torch.dtype | None) -> str:

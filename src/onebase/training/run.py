@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from onebase.adapter import Adapter
-from onebase.baseline import fit_head, frozen_vectors
-from onebase.build import build_adapter, default_task
-from onebase.data import Data, load
-from onebase.errors import ConfigError, DataError
-from onebase.evaluation import Evaluation, Scores, evaluate_examples, score, score_base_head
-from onebase.examples import Examples, encode
-from onebase.heads import ClassificationHead
+from onebase.data import Data
+from onebase.evaluation import Evaluation, evaluate_examples
+from onebase.examples import run_examples
 from onebase.methods.method import Method
-from onebase.methods.registry import parse_method
 from onebase.statistics import PairedTest
-from onebase.training.loop import History, Reporter, fit
-from onebase.training.settings import Settings, settings_for
+from onebase.tasks import Examples, Task, get_task
+from onebase.training.job import History
+from onebase.training.kernels import Kernels, choose_kernels
+from onebase.training.loop import Reporter, fit
+from onebase.training.prepare import Prepared, discard, prepare
+from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.store import Store
-
-DEFAULT_METHOD = "lora"
-LM_BLOCK = 256  # tokens per block of plain text: long enough for context, short enough for a laptop
-KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
-COMPLETION_TEMPLATE = "{prompt}\n{completion}"
 
 
 @dataclass(eq=False)
@@ -90,7 +83,7 @@ class Run:
 def train(
     base: Base,
     data: Data | str | Path | Any,
-    method: str | Method = DEFAULT_METHOD,
+    method: str | Method | None = None,
     *,
     name: str | None = None,
     task: str | None = None,
@@ -106,6 +99,9 @@ def train(
     store: Store | None = None,
     report: Reporter | None = None,
     provenance: dict[str, Any] | None = None,
+    resume: bool = False,
+    init_from: str | None = None,
+    remember: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
     """Train one adapter and, when it has a name, store it as the next version.
@@ -113,7 +109,7 @@ def train(
     Args:
         base: the base; nothing of it changes.
         data: a file, a folder of splits, a DataFrame, a list of rows, or what `load_data` returned.
-        method: a method or its shorthand.
+        method: a method or its shorthand; LoRA, or the method of `init_from`, by default.
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
         task: 'classification', 'causal-lm' or 'completion'; found from the data by default.
@@ -125,7 +121,12 @@ def train(
         store: where to store; the user's store by default.
         report: receives progress.
         provenance: further facts to keep with the stored adapter.
-        settings: see `Settings`: lr, epochs, batch_size, seed, ...
+        resume: go on with the interrupted run that would have been stored as `name`, from its last checkpoint: the
+            final weights are those of an uninterrupted run, bit by bit. Without a checkpoint it starts over.
+        init_from: a stored adapter, ``"reviews@3"``, to start from: with new data, and with labels that the data adds.
+        remember: further facts that checkpoints keep, JSON values.
+        settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
+            class_weights or windows (see `onebase.tasks`).
 
     Returns:
         The run. The adapter stays attached, with its best epoch.
@@ -134,173 +135,83 @@ def train(
         DataError, ConfigError, UnsupportedError: before any training.
         TrainingError: the loss became infinite or NaN.
     """
-    method = parse_method(method)
     report = report or Reporter()
-    if name is not None:
-        from onebase.store import Store
-
-        (store or Store()).check(name)
-    chosen_seed = settings.get("seed") or 0
-    found = _load(
-        data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
-        limit=limit, seed=chosen_seed,
+    prepared = prepare(
+        base, report, data=data, method=method, name=name, task=task, text=text, text_pair=text_pair, label=label,
+        prompt=prompt, completion=completion, limit=limit, max_length=max_length, template=template, pooling=pooling,
+        store=store, provenance=provenance, resume=resume, init_from=init_from, remember=remember, **settings,
     )  # fmt: skip
-    spec = make_task(base, found, max_length, template, pooling)
-    chosen = settings_for(method.name, settings, base.anatomy.hidden_size)
-    examples = encode(base, spec, found)
-    if not len(examples["train"]) or not len(examples["validation"]):
-        raise DataError(
-            f"{found.source} leaves no rows for {'training' if not len(examples['train']) else 'validation'}"
-        )
-    attached = name or _free_name(base, method.name)
-    old = base.adapters.get(attached)
-    adapter = build_adapter(
-        base, f"{attached} (training)", method, spec, chosen.seed, frequent=_frequent(examples["train"])
-    )
-    base._attach(adapter)
     try:
-        own = _start_head(base, adapter, examples, found, report)
-        history = fit(base, adapter, examples["train"], _scorer(base, adapter, examples), chosen, report)
+        kernels = kernels_for(base, [prepared])
+        fit(base, prepared.state, kernels, report, prepared.checkpoint)
+        return conclude(base, prepared)
     except BaseException:
-        base.remove(adapter.name)
+        discard(base, prepared)
         raise
-    if old is not None:
-        base.remove(attached)
-    base._rename(adapter, attached)
+
+
+def kernels_for(base: Base, runs: Sequence[Prepared]) -> Kernels:
+    """Choose how runs compute together: as an interrupted one did, else as is fastest for the first of them."""
+    first = runs[0]
+    kernels = next((run.kernels for run in runs if run.kernels), None) or choose_kernels(
+        base, first.adapter, first.examples["train"], first.state.settings, first.store.root / "measured.json"
+    )
+    for run in runs:
+        if run.checkpoint is not None:
+            run.checkpoint.facts["kernels"] = kernels.facts()
+    return kernels
+
+
+def conclude(base: Base, prepared: Prepared) -> Run:
+    """Score a trained adapter beside its base, give it its name, and store it.
+
+    Args:
+        base: the base.
+        prepared: a run whose last step was taken.
+    """
+    adapter, examples = prepared.adapter, prepared.examples
+    _finish(base, adapter, examples["validation"])
+    if prepared.attached in base.adapters:
+        base.remove(prepared.attached)
+    base._rename(adapter, prepared.attached)
     split = "test" if len(examples["test"]) else "validation"
     adapter.fold()
-    result = evaluate_examples(base, attached, examples[split], split, own=own.get(split))
-    run = _result(base, adapter, method, spec, chosen, history, result, found, examples)
-    if name is not None:
-        _store(base, adapter, run, found, store, provenance or {})
+    result = evaluate_examples(base, adapter.name, examples[split], split, own=prepared.own)
+    run = _result(base, prepared, result)
+    if prepared.stored is not None:
+        facts = {**prepared.provenance, **(prepared.parent.facts() if prepared.parent else {})}
+        _store(base, adapter, run, prepared.data, prepared.store, facts)
+        assert prepared.checkpoint is not None
+        prepared.checkpoint.remove()
     return run
 
 
-def _load(data: Any, *, seed: int, **options: Any) -> Data:
-    if isinstance(data, Data):
-        given = [key for key, value in options.items() if value is not None]
-        if given:
-            raise ConfigError(f"{', '.join(given)} given with data that is already loaded: pass them to load_data")
-        return data
-    return load(data, seed=seed, **options)
+def _finish(base: Base, adapter: Adapter, validation: Examples) -> None:
+    """Let the task choose on validation what it has to choose."""
+    task = get_task(adapter.task["kind"])
+    if type(task).finish is not Task.finish:
+        task.finish(adapter.task, adapter.head, validation, run_examples(base, adapter.name, validation))
 
 
-def make_task(
-    base: Base, data: Data, max_length: int | None, template: str | None, pooling: str | None
-) -> dict[str, Any]:
-    """Return the task of an adapter for this data.
-
-    Raises:
-        ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places.
-    """
-    spec = default_task(base) | {"kind": data.kind, "labels": list(data.labels)}
-    spec["pair"] = data.kind == "classification" and data.train.text_pair is not None
-    longest = spec["max_length"]
-    if data.kind == "causal-lm":
-        spec["max_length"] = min(LM_BLOCK, longest)
-    if max_length is not None:
-        limit = base.anatomy.stacks[0].position_limit
-        if max_length < 4 or (limit is not None and max_length > limit):
-            raise ConfigError(f"max_length = {max_length!r}: expected 4 to {limit or 'any number'} on this base")
-        spec["max_length"] = max_length
-    if pooling is not None:
-        if pooling not in ("mean", "first", "last"):
-            raise ConfigError(f"pooling = {pooling!r}: expected mean, first or last")
-        if data.kind != "classification":
-            raise ConfigError(f"pooling = {pooling!r} has no effect on {data.kind} data: leave it out")
-        spec["pooling"] = pooling
-    spec["template"] = template or (COMPLETION_TEMPLATE if data.kind == "completion" else "")
-    places = {"classification": ["text"] + ["text_pair"] * spec["pair"], "completion": ["prompt", "completion"]}
-    missing = [p for p in places.get(data.kind, []) if spec["template"] and "{" + p + "}" not in spec["template"]]
-    if missing or (data.kind == "causal-lm" and template):
-        raise ConfigError(
-            f"template {template!r}: expected places for {places.get(data.kind) or 'nothing (plain text)'}"
-        )
-    if data.kind == "classification" and data.scores:
-        raise DataError(
-            f"the labels of {data.source} are measurements ({', '.join(data.labels[:4])}, ...): this is a regression, "
-            "which cannot be trained yet. Turn the numbers into classes, or pass another --label column."
-        )
-    return spec
-
-
-def _free_name(base: Base, stem: str) -> str:
-    name, count = stem, 1
-    while name in base.adapters:
-        count += 1
-        name = f"{stem}-{count}"
-    return name
-
-
-def _frequent(train: Examples) -> list[int]:
-    """Token ids of the training rows, the most frequent first."""
-    ids, counts = torch.tensor([i for row in train.rows for i in row.ids]).unique(return_counts=True)
-    return ids[counts.argsort(descending=True, stable=True)].tolist()
-
-
-def _start_head(
-    base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter
-) -> dict[str, Scores]:
-    """Fit the base's own head on frozen vectors, start the adapter's head from it, and score the base.
-
-    The base keeps the last few results, because several adapters are often trained on the same data.
-    """
-    if not isinstance(adapter.head, ClassificationHead):
-        return {}
-    task = adapter.task
-    key = (data.digest, task["pooling"], task["max_length"], task["template"])
-    if key not in base._baselines:
-        report.note("fitting the base's own head on its frozen vectors")
-        pooling, train, held = task["pooling"], examples["train"], examples["validation"]
-        assert train.targets is not None and held.targets is not None
-        vectors, others = frozen_vectors(base, train, pooling), frozen_vectors(base, held, pooling)
-        head = fit_head(vectors, train.targets, others, held.targets, len(adapter.labels))
-        head.to(base.device).requires_grad_(False)
-        split = "test" if len(examples["test"]) else "validation"
-        scores = score_base_head(base, head, examples[split], adapter.labels, pooling)
-        while len(base._baselines) >= KEPT_BASELINES:
-            base._baselines.pop(next(iter(base._baselines)))
-        base._baselines[key] = (head, {split: scores})
-    head, scores = base._baselines[key]
-    adapter.base_head = head
-    adapter.head.load_state_dict(head.state_dict())
-    return scores
-
-
-def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
-    def run() -> tuple[float, dict[str, float]]:
-        found = score(base, adapter.name, examples["validation"], adapter.labels)
-        if found.metric == "perplexity":
-            return -found.metrics["loss"], {"perplexity": found.value, "validation_loss": found.metrics["loss"]}
-        # rows of validation are few: of two equal accuracies the smaller loss is the better guess
-        rank = found.value - 1e-6 * min(found.metrics["loss"], 100.0)
-        return rank, {"accuracy": found.value, "validation_loss": found.metrics["loss"]}
-
-    return run
-
-
-def _result(
-    base: Base,
-    adapter: Adapter,
-    method: Method,
-    spec: dict[str, Any],
-    settings: Settings,
-    history: History,
-    result: Evaluation,
-    data: Data,
-    examples: dict[str, Examples],
-) -> Run:
+def _result(base: Base, prepared: Prepared, result: Evaluation) -> Run:
+    adapter, data, examples, state = prepared.adapter, prepared.data, prepared.examples, prepared.state
+    spec = adapter.task
     assert result.base is not None
     notes = list(data.notes)
     cut = examples["train"].cut
     if cut:
-        notes.append(f"{cut} of {len(examples['train'])} training rows were cut to {spec['max_length']} tokens.")
+        notes.append(f"{cut} of {examples['train'].units} training rows were cut to {spec['max_length']} tokens.")
+    if examples["train"].units < len(examples["train"]):
+        notes.append(
+            f"{len(examples['train'])} windows of at most {spec['max_length']} tokens were made of "
+            f"{examples['train'].units} training rows, some of which are longer."
+        )
     parameters = adapter.count()
     total = sum(p.numel() for p in base.model.parameters())
     return Run(
         name=adapter.name,
         ref="",
-        method=method.shorthand(),
+        method=adapter.method.shorthand(),
         kind=spec["kind"],
         split=result.split,
         metric=result.adapter.metric,
@@ -312,15 +223,15 @@ def _result(
         parameters=parameters,
         share=parameters / total,
         bytes=0,
-        history=history,
-        settings=settings,
+        history=state.history,
+        settings=state.settings,
         labels=adapter.labels,
         notes=notes,
         scores=result,
     )
 
 
-def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | None, provenance: dict[str, Any]) -> None:
+def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, provenance: dict[str, Any]) -> None:
     from importlib.metadata import version
 
     facts = {
@@ -337,11 +248,11 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | No
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **provenance,
     }
-    keep = ("n", "accuracy", "macro_f1", "perplexity", "loss", "tokens")
     metrics: dict[str, Any] = {
         "split": run.split,
-        "adapter": {k: v for k, v in run.metrics.items() if k in keep} | {"interval": list(run.interval)},
-        "base": {k: v for k, v in run.base_metrics.items() if k in keep} | {"interval": list(run.base_interval)},
+        "metric": run.metric,
+        "adapter": _numbers(run.metrics) | {"interval": list(run.interval)},
+        "base": _numbers(run.base_metrics) | {"interval": list(run.base_interval)},
     }
     if run.test is not None:
         metrics["test"] = {
@@ -353,3 +264,8 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | No
     stored = base.save(adapter.name, store=store, provenance=facts, metrics=metrics)
     run.ref = stored.ref
     run.bytes = (stored.path / "adapter_model.safetensors").stat().st_size
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the single numbers among metrics: tables per label are for the result, not for the stored file."""
+    return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}

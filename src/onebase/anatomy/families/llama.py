@@ -16,6 +16,7 @@ _PROJECTIONS: Mapping[str, Projection] = {
     "o": "self_attn.o_proj",
 }
 _MLP: Mapping[str, Projection] = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+_HEAD_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _FUSED_EXPERTS = (
     "the experts of this base are parameters of one module, not linear maps that could be tapped: choose attention "
     "parts (for example lora(sites=('q', 'k', 'v', 'o'))), or bottleneck, which acts on what the experts add up to"
@@ -30,6 +31,7 @@ def _pre_norm(
     parts: Mapping[str, Projection] = _PROJECTIONS,
     mlp: Mapping[str, Projection] = _MLP,
     exits: tuple[str, str] = ("self_attn", "mlp"),
+    head_norms: Mapping[str, str] | None = None,
 ) -> tuple[StackRow, ...]:
     """Return a stack that normalises before each branch."""
     return _stack(
@@ -38,7 +40,7 @@ def _pre_norm(
             exit=exits[0],
             residual=Ref("input_layernorm", 0),
             parts=parts,
-            norms={"norm": "input_layernorm"},
+            norms={"norm": "input_layernorm", **(head_norms or {})},
             core="self_attn",
         ),
         SubLayer(
@@ -53,6 +55,10 @@ def _pre_norm(
 
 def _llama(config: Any) -> tuple[StackRow, ...]:
     return _pre_norm()
+
+
+def _qwen3(config: Any) -> tuple[StackRow, ...]:
+    return _pre_norm(head_norms=_HEAD_NORMS)
 
 
 def _mixtral(config: Any) -> tuple[StackRow, ...]:
@@ -78,11 +84,7 @@ def _olmo2(config: Any) -> tuple[StackRow, ...]:
             exit="post_attention_layernorm",
             residual=Ref("self_attn", 0),
             parts=_PROJECTIONS,
-            norms={
-                "norm": "post_attention_layernorm",
-                "q_norm": "self_attn.q_norm",
-                "k_norm": "self_attn.k_norm",
-            },
+            norms={"norm": "post_attention_layernorm", **_HEAD_NORMS},
             core="self_attn",
         ),
         SubLayer(
@@ -95,7 +97,11 @@ def _olmo2(config: Any) -> tuple[StackRow, ...]:
     )
 
 
-def _gemma(config: Any) -> tuple[StackRow, ...]:
+def _gemma3(config: Any) -> tuple[StackRow, ...]:
+    return _gemma(config, _HEAD_NORMS)
+
+
+def _gemma(config: Any, head_norms: Mapping[str, str] | None = None) -> tuple[StackRow, ...]:
     # Gemma 2 and 3 normalise a branch twice; what is added to the residual is the output of the second norm.
     return _stack(
         SubLayer(
@@ -103,7 +109,7 @@ def _gemma(config: Any) -> tuple[StackRow, ...]:
             exit="post_attention_layernorm",
             residual=Ref("input_layernorm", 0),
             parts=_PROJECTIONS,
-            norms={"norm": "input_layernorm", "post_norm": "post_attention_layernorm"},
+            norms={"norm": "input_layernorm", "post_norm": "post_attention_layernorm", **(head_norms or {})},
             core="self_attn",
         ),
         SubLayer(
@@ -118,9 +124,11 @@ def _gemma(config: Any) -> tuple[StackRow, ...]:
 
 
 ROWS = (
-    Family(("llama", "mistral", "qwen2", "qwen3"), _llama, heads, "last"),
+    Family(("llama", "mistral", "qwen2"), _llama, heads, "last"),
+    Family(("qwen3",), _qwen3, heads, "last"),
     Family(("mixtral",), _mixtral, heads, "last"),
     Family(("phi3",), _phi3, heads, "last"),
     Family(("olmo2",), _olmo2, heads, "last"),
-    Family(("gemma2", "gemma3_text"), _gemma, heads, "last"),
+    Family(("gemma2",), _gemma, heads, "last"),
+    Family(("gemma3_text",), _gemma3, heads, "last"),
 )

@@ -1,0 +1,271 @@
+"""Cells turned into the values of a role: text, label, score, lists of labels, words, tags, answers, messages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from onebase.data.table import Broken, Flag, Number
+
+_NOT_TEXT = (list, tuple, dict, set, bytes)
+_SEPARATORS = ("|", ";", ",")
+# The speakers of ShareGPT and its kin, under the names that chat templates know.
+_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+SPEAKERS = ("system", "developer", "user", "assistant", "tool")
+
+
+class Misfit(ValueError):
+    """A cell that cannot be a value of its role.
+
+    Attributes:
+        what: the kind of problem, counted in summaries.
+        detail: the value seen and what was expected, shown with the place.
+    """
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(what)
+        self.what, self.detail = what, detail
+
+
+class Answer(NamedTuple):
+    """One answer to a question: a span of its context.
+
+    Attributes:
+        text: the span.
+        start: where it starts in the context, in characters from 0.
+    """
+
+    text: str
+    start: int
+
+
+def _written(value: Any, role: str) -> str:
+    """Return a cell as it was written."""
+    if isinstance(value, _NOT_TEXT):
+        raise Misfit(f"{role} that is no text (a {type(value).__name__})", f"{_short(value)}; expected text")
+    if isinstance(value, Broken):
+        raise Misfit(f"error value as {role}", f"{value}; correct the formula")
+    if is_missing(value) or not str(value).strip():
+        raise Misfit("missing label" if role in ("label", "score") else f"empty {role}")
+    return str(value)
+
+
+def as_text(value: Any, role: str) -> str:
+    """Return a text that is not empty."""
+    return _written(value, role)
+
+
+def as_label(value: Any, role: str) -> str:
+    """Return the name of a class, as written."""
+    if isinstance(value, float) and math.isinf(value):
+        raise Misfit("label that is infinite", f"{value}; expected the name of a class")
+    return _written(value, role)
+
+
+def as_score(value: Any, role: str) -> float:
+    """Return a finite number."""
+    text = _written(value, role)
+    try:
+        number = float(text) if not isinstance(value, bool) else float(value)
+    except ValueError:
+        comma = "; write decimals with a point" if "," in text else ""
+        raise Misfit(f"{role} that is no number", f"{_short(text)}; expected a number{comma}") from None
+    if not math.isfinite(number):
+        raise Misfit(f"{role} that is not finite", f"{text}; expected a finite number")
+    return number
+
+
+def as_labels(value: Any, role: str, separator: str | None = None) -> tuple[str, ...]:
+    """Return the names of classes: of a list, of a list written as JSON, or of a string cut at a separator.
+
+    An empty list or string means that none applies; None means that the row is unlabelled.
+    """
+    if is_missing(value):
+        raise Misfit("missing label", "expected a list, empty where none applies")
+    if isinstance(value, str) and not isinstance(value, Broken):
+        parsed = _json_list(value)
+        parts: Sequence[Any] = parsed if parsed is not None else _cut(value, separator)
+    elif isinstance(value, list | tuple):
+        parts = value
+    else:
+        raise Misfit("labels that are no list", f"{_short(value)}; expected a list or a string of names")
+    names = [
+        _written(part, "label") if not isinstance(part, str) or isinstance(part, Broken) else part.strip()
+        for part in parts
+    ]
+    if any(not name for name in names):
+        raise Misfit("empty name among labels", f"{_short(value)}")
+    if len(set(names)) < len(names):
+        raise Misfit("label given twice", f"{_short(value)}")
+    return tuple(names)
+
+
+def separator_of(values: Sequence[Any]) -> str | None:
+    """Find what separates labels written in one string: the first of | ; , that occurs in any."""
+    written = [value for value in values if isinstance(value, str) and _json_list(value) is None]
+    return next((mark for mark in _SEPARATORS if any(mark in value for value in written)), None)
+
+
+def as_words(value: Any, role: str) -> tuple[str, ...]:
+    """Return words or tags: of a list, of a list written as JSON, or of a string cut at white space."""
+    if isinstance(value, str) and not isinstance(value, Broken):
+        parsed = _json_list(value)
+        value = parsed if parsed is not None else value.split()
+    if is_missing(value) or (isinstance(value, list | tuple) and not value):
+        raise Misfit(f"empty {role}")
+    if not isinstance(value, list | tuple):
+        raise Misfit(f"{role} that are no list", f"{_short(value)}; expected a list of strings")
+    for part in value:
+        if isinstance(part, _NOT_TEXT) or is_missing(part) or not str(part).strip():
+            raise Misfit(f"{role} with an empty or nested item", f"{_short(part)} in {_short(value)}")
+    return tuple(map(str, value))
+
+
+def as_answers(value: Any, role: str, context: str, start: Any = None) -> tuple[Answer, ...]:
+    """Return answers: ``{"text": [..], "answer_start": [..]}``, ``[{"text", "answer_start"}]``, or a string.
+
+    No answer at all is an empty tuple. An answer without a start, or with a start of -1, stands where the context
+    first holds it.
+    """
+    if isinstance(value, str) and value[:1] in "{[":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise Misfit("answers that are not JSON", _short(value)) from None
+    if is_missing(value) or value == "":
+        return ()
+    if isinstance(value, Mapping):
+        texts, starts = value.get("text", []), value.get("answer_start", value.get("start"))
+        texts = [texts] if isinstance(texts, str) else texts
+        starts = starts if isinstance(starts, list | tuple) else [starts] * len(_listed(texts))
+    elif isinstance(value, list | tuple):
+        items = [item if isinstance(item, Mapping) else {"text": item} for item in value]
+        texts, starts = [item.get("text") for item in items], [item.get("answer_start") for item in items]
+    else:
+        texts, starts = [value], [start]
+    texts = _listed(texts)
+    if len(texts) != len(starts):
+        raise Misfit("answers without as many starts", f"{len(texts)} texts, {len(starts)} starts")
+    return tuple(_answer(text, at, context) for text, at in zip(texts, starts))
+
+
+def _listed(texts: Any) -> Sequence[Any]:
+    if not isinstance(texts, list | tuple):
+        raise Misfit("answers that are no list", _short(texts))
+    return texts
+
+
+def _answer(text: Any, start: Any, context: str) -> Answer:
+    words = _written(text, "answer")
+    if is_missing(start) or str(start).strip() in ("", "-1"):
+        at = context.find(words)
+        if at < 0:
+            raise Misfit("answer that is not in its context", f"{_short(words)} does not occur in it")
+        return Answer(words, at)
+    try:
+        at = int(float(str(start))) if float(str(start)).is_integer() else -1
+    except (ValueError, OverflowError):
+        at = -1
+    if at < 0:
+        raise Misfit("answer start that is no position", f"{_short(start)}; expected characters from 0")
+    if context[at : at + len(words)] != words:
+        raise Misfit(
+            "answer that is not at its start",
+            f"{_short(words)} is said to start at {at}, where the context has {context[at : at + len(words)][:30]!r}",
+        )
+    return Answer(words, at)
+
+
+def as_messages(value: Any, role: str) -> tuple[dict[str, Any], ...]:
+    """Return messages as ``{"role", "content"}`` with what else they hold, of OpenAI's or ShareGPT's shape."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise Misfit("messages that are not JSON", _short(value)) from None
+    if is_missing(value) or not isinstance(value, list | tuple) or not value:
+        raise Misfit("messages that are no list", f"{_short(value)}; expected [{{'role': ..., 'content': ...}}, ...]")
+    messages = tuple(_message(item, number) for number, item in enumerate(value, 1))
+    if all(message["role"] != "assistant" for message in messages):
+        raise Misfit("conversation without an assistant", "no message of the role assistant, so nothing to learn")
+    return messages
+
+
+def _message(item: Any, number: int) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise Misfit("message that is no object", f"message {number}: {_short(item)}")
+    shared = "from" in item and "role" not in item
+    speaker, content = (item["from"], item.get("value")) if shared else (item.get("role"), item.get("content"))
+    known = _SPEAKERS.get(str(speaker), str(speaker))
+    if known not in SPEAKERS:
+        raise Misfit(
+            "message of an unknown role", f"message {number}: {_short(speaker)}; expected {', '.join(SPEAKERS)}"
+        )
+    rest = {str(k): v for k, v in item.items() if k not in ("role", "content", "from", "value") and v is not None}
+    calls = bool(rest.get("tool_calls"))
+    if not (isinstance(content, str) and content.strip()) and not (calls and content in (None, "")):
+        raise Misfit("message without content", f"message {number} ({known}): {_short(content)}; expected text")
+    return {"role": known, "content": str(content or ""), **rest}
+
+
+def as_flags(cells: Sequence[Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes whose columns hold 1."""
+    names = []
+    for cell, column in zip(cells, columns):
+        if is_missing(cell) or str(cell).strip() == "":
+            raise Misfit("missing label", f"column {column!r} is empty; expected 0 or 1")
+        if str(cell).strip().lower() not in ("0", "1", "0.0", "1.0", "true", "false"):
+            raise Misfit("label that is neither 0 nor 1", f"column {column!r} holds {_short(cell)}")
+        if str(cell).strip().lower() in ("1", "1.0", "true"):
+            names.append(column)
+    return tuple(names)
+
+
+def is_missing(value: Any) -> bool:
+    """Say whether a cell holds nothing."""
+    # pandas.NA is named, not imported: a list of dicts needs no pandas.
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
+def sort_of(value: Any) -> str:
+    """Name what a cell is, where the format tells: number, true/false, or word."""
+    if isinstance(value, Flag | bool):
+        return "true/false"
+    if isinstance(value, Number | int | float):
+        return "number"
+    return "word"
+
+
+def _json_list(text: str) -> list[Any] | None:
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _cut(text: str, separator: str | None) -> list[str]:
+    if not text.strip():
+        return []
+    return text.split(separator) if separator else [text]
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+CONVERT: dict[str, Callable[[Any, str], Any]] = {
+    "text": as_text,
+    "label": as_label,
+    "score": as_score,
+    "words": as_words,
+    "tags": as_words,
+    "messages": as_messages,
+}

@@ -1,0 +1,170 @@
+"""Many jobs in one pass over one frozen base: rows of all jobs share batches, everything else is each job's own.
+
+Every optimizer step of a job sees exactly the rows, the mean, the clipping and the rate that it would see alone; only
+the micro-batches are shared. Losses are summed over jobs and differentiated once: parameters of different jobs never
+meet in a row, so the gradient of a job's parameters is the gradient of its own sum, and a NaN stays in its own rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from onebase.errors import TrainingError
+from onebase.examples import forward_mixed
+from onebase.tasks import get_task
+from onebase.training.checkpoint import Checkpoint
+from onebase.training.job import JobState
+from onebase.training.kernels import MICRO, Kernels
+from onebase.training.loop import Reporter
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+
+# Padded tokens of a shared micro-batch. On a CPU larger ones gain nothing: the matrices are long enough.
+TOKENS = {"cpu": MICRO * 64, "cuda": 16384, "mps": 4096}
+
+
+@dataclass(eq=False)
+class Member:
+    """A job in a joint run.
+
+    Attributes:
+        state: the job.
+        checkpoint: where its state is written, or None.
+        failed: why it was stopped, or None.
+    """
+
+    state: JobState
+    checkpoint: Checkpoint | None = None
+    failed: TrainingError | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether steps are left."""
+        return self.failed is None and not self.state.finished
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of one job in a micro-batch: the job's number, and row numbers of its examples."""
+
+    job: int
+    rows: list[int]
+
+
+def fit_many(base: Base, members: Sequence[Member], kernels: Kernels, report: Reporter) -> None:
+    """Train attached adapters together and leave each one's kept epoch in place.
+
+    A job whose loss is not finite is stopped, its adapter goes back to its kept epoch, and `failed` says why.
+
+    Args:
+        base: the base that carries them.
+        members: the jobs, new or restored.
+        kernels: how the base computes meanwhile.
+        report: receives progress, over all jobs together.
+    """
+    report.start(sum(m.state.steps for m in members), max(m.state.settings.epochs for m in members))
+    report.note(kernels.sentence())
+    base.gradient_checkpointing(any(m.state.settings.checkpointing for m in members))
+    try:
+        with kernels.active():
+            for member in members:
+                member.state.adapter.train()
+                member.state.history.notes["kernels"] = kernels.facts()
+                member.state.begin()
+                _save(member)
+            while live := [m for m in members if m.live]:
+                _round(base, live, report)
+    except BaseException:
+        for member in members:
+            member.state.release()
+        raise
+    finally:
+        base.gradient_checkpointing(False)
+        report.end()
+    for member in members:
+        member.state.end()
+
+
+def _round(base: Base, live: list[Member], report: Reporter) -> None:
+    """Take one optimizer step of every live job."""
+    began = time.perf_counter()
+    batches = [member.state.batch() for member in live]
+    sums = torch.zeros(len(live), dtype=torch.float64)
+    counts = torch.zeros(len(live), dtype=torch.float64)
+    for pieces in micro_batches([m.state for m in live], batches, TOKENS.get(base.device.type, MICRO * 64)):
+        parts = [(live[p.job].state.adapter.name, live[p.job].state.train, p.rows) for p in pieces]
+        total = torch.zeros((), device=base.device)
+        for piece, part in zip(pieces, forward_mixed(base, parts)):
+            loss = part.sums.sum()
+            total = total + loss
+            sums[piece.job] += loss.detach().double().cpu()
+            counts[piece.job] += part.counts.sum().double().cpu()
+        total.backward()
+    rows = sum(len(batch) for batch in batches)
+    for i, member in enumerate(live):
+        # a job's share of the time, by its rows: what its own speed is measured by
+        share = (time.perf_counter() - began) * len(batches[i]) / rows
+        _step(member, float(sums[i]), float(counts[i]), len(batches[i]), time.perf_counter() - share, report)
+    done = sum(m.state.history.steps for m in live)
+    loss = float(sums.sum() / counts.sum().clamp(min=1e-12))
+    left = max(m.state.seconds_left for m in live) * len(live)
+    report.step(done, loss, rows / (time.perf_counter() - began), left)
+
+
+def _step(member: Member, loss: float, count: float, rows: int, began: float, report: Reporter) -> None:
+    state = member.state
+    try:
+        state.step(loss, count, rows, began)
+        if state.epoch_is_over:
+            entry = state.end_epoch()
+            report.epoch({**entry})
+            _save(member)
+        elif state.history.steps % state.settings.save_steps == 0:
+            _save(member)
+    except TrainingError as error:
+        member.failed = error
+        state.optimizer.zero_grad(set_to_none=True)
+        report.note(f"{state.adapter.name}: {error}")
+
+
+def _save(member: Member) -> None:
+    if member.checkpoint is not None:
+        member.checkpoint.write(member.state)
+
+
+def micro_batches(jobs: Sequence[JobState], batches: Sequence[Sequence[int]], tokens: int) -> list[list[Piece]]:
+    """Cut the effective batches of several jobs into shared micro-batches of similar lengths.
+
+    Args:
+        jobs: the jobs.
+        batches: row numbers of each job's effective batch.
+        tokens: most padded tokens of a micro-batch; a single row may have more.
+
+    Returns:
+        Micro-batches; in each, every job's rows are one piece. Jobs whose loss couples rows have one of their own.
+    """
+    found: list[list[Piece]] = []
+    rows: list[tuple[int, int, int]] = []  # (length, job, row)
+    for number, (job, batch) in enumerate(zip(jobs, batches)):
+        if get_task(job.adapter.task["kind"]).whole_batch:
+            found.append([Piece(number, list(batch))])
+        else:
+            rows += [(len(job.train.rows[row].ids), number, row) for row in batch]
+    rows.sort()
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        while stop < len(rows) and rows[stop][0] * (stop + 1 - start) <= tokens:
+            stop += 1
+        of: dict[int, list[int]] = {}
+        for _, number, row in rows[start:stop]:
+            of.setdefault(number, []).append(row)
+        found.append([Piece(number, of[number]) for number in sorted(of)])
+        start = stop
+    return found

@@ -1,0 +1,281 @@
+"""Before the first step: data read, the task decided, rows encoded, the adapter attached, the base scored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onebase.adapter import Adapter
+from onebase.build import build_adapter, default_task
+from onebase.data import Data, load
+from onebase.errors import ConfigError, DataError
+from onebase.evaluation import score, score_base
+from onebase.examples import encode, run_examples
+from onebase.methods.method import Method
+from onebase.methods.registry import parse_method
+from onebase.tasks import Examples, Scores, get_task
+from onebase.tasks.task import choose_option
+from onebase.training import checkpoint as checkpoints
+from onebase.training.job import Checked, JobState
+from onebase.training.kernels import Kernels, kernels_of
+from onebase.training.settings import settings_for
+from onebase.training.warm import Parent, parent_method, read_parent
+from onebase.words import view
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+    from onebase.store import Store
+    from onebase.training.loop import Reporter
+
+DEFAULT_METHOD = "lora"
+KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
+COLUMNS = ("task", "text", "text_pair", "label", "prompt", "completion", "limit")
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A run that can start.
+
+    Attributes:
+        attached: name that the adapter will have on the base.
+        stored: name that it will have in the store, None for none.
+        state: the adapter in training, new or restored from a checkpoint.
+        data, examples: what it learns from.
+        own: scores of the base alone.
+        store: where it goes.
+        checkpoint: where its state is written, None where it is not stored.
+        kernels: how an interrupted run computed, None for a new one.
+        parent: the adapter it starts from, or None.
+        provenance: further facts to keep with the stored adapter.
+    """
+
+    attached: str
+    stored: str | None
+    state: JobState
+    data: Data
+    examples: dict[str, Examples]
+    own: Scores
+    store: Store
+    checkpoint: checkpoints.Checkpoint | None
+    kernels: Kernels | None
+    parent: Parent | None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter."""
+        return self.state.adapter
+
+
+def prepare(
+    base: Base,
+    report: Reporter,
+    *,
+    data: Any,
+    method: str | Method | None = None,
+    name: str | None = None,
+    store: Store | None = None,
+    provenance: dict[str, Any] | None = None,
+    resume: bool = False,
+    init_from: str | None = None,
+    remember: dict[str, Any] | None = None,
+    max_length: int | None = None,
+    template: str | None = None,
+    pooling: str | None = None,
+    shared: dict[Any, dict[str, Examples]] | None = None,
+    **more: Any,
+) -> Prepared:
+    """Do everything that comes before the first step; see `train` for the arguments.
+
+    Args:
+        shared: encoded data of other jobs, by what it depends on; this job's is added.
+        more: columns, training settings and options of the task.
+
+    Returns:
+        The run; its adapter is attached under a name of its own. `discard` takes it away again.
+    """
+    store = _store_of(name, store)
+    if resume and name is None:
+        raise ConfigError("resume=True needs name=: an interrupted run is found by the name it would be stored as")
+    columns = {key: more.pop(key, None) for key in COLUMNS}
+    parent = None if init_from is None else read_parent(base, init_from, store)
+    method = parent_method(parent, method) if parent else parse_method(method or DEFAULT_METHOD)
+    found = _load(data, seed=more.get("seed") or 0, **columns)
+    options = {key: more.pop(key) for key in list(more) if key in get_task(found.kind).options}
+    options |= {"max_length": max_length, "template": template, "pooling": pooling}
+    if parent:
+        found, options = parent.widened(found, options)
+    spec = make_task(base, found, **options)
+    settings = settings_for(method, more, base.anatomy.hidden_size)
+    examples = _encoded(base, spec, found, method, {} if shared is None else shared)
+    plain = {split: part.for_base for split, part in examples.items()}
+    attached = name or _free_name(base, method.name)
+    adapter = build_adapter(
+        base, f"{attached} (training)", method, spec, settings.seed, frequent=_frequent(plain["train"]),
+        empty=parent is not None,
+    )  # fmt: skip
+    base._attach(adapter)
+    try:
+        own = _own_scores(base, adapter, plain, found, report)
+        if parent:
+            report.note(parent.start(adapter))
+        state = JobState(base, adapter, examples["train"], _scorer(base, adapter, examples), settings)
+        checkpoint, kernels = None, None
+        if name is not None:
+            checkpoint = checkpoints.Checkpoint(checkpoints.place(store.root, name), {}, remember)
+            checkpoint.identity |= {
+                "base": base.fingerprint(), "data": found.digest, "init_from": parent.digest if parent else None,
+                "method": method.shorthand(), "settings": settings.plain(), "task": dict(spec),
+            }  # fmt: skip
+            kernels = _restore(base, state, checkpoint, resume, report)
+    except BaseException:
+        base.remove(adapter.name)
+        raise
+    return Prepared(
+        attached, name, state, found, examples, own, store, checkpoint, kernels, parent, dict(provenance or {})
+    )
+
+
+def discard(base: Base, prepared: Prepared) -> None:
+    """Take the adapter of a run that did not end off the base; its checkpoint stays."""
+    prepared.state.release()
+    if prepared.adapter.name in base.adapters:
+        base.remove(prepared.adapter.name)
+
+
+def _store_of(name: str | None, store: Store | None) -> Store:
+    from onebase.store import Store
+
+    store = store or Store()
+    if name is not None:
+        store.check(name)
+    return store
+
+
+def _restore(
+    base: Base, state: JobState, checkpoint: checkpoints.Checkpoint, resume: bool, report: Reporter
+) -> Kernels | None:
+    """Put an interrupted run's state back; return how it computed."""
+    before = checkpoint.found() if resume else None
+    if before is not None:
+        state.restore(before[0], before[1]["state"])
+        report.note(f"going on with {checkpoint.path.stem} at step {state.history.steps} of {state.steps}")
+        return kernels_of(base, before[1]["facts"]["kernels"])
+    if resume:
+        report.note(f"no checkpoint of {checkpoint.path.stem}: starting from the beginning")
+    elif checkpoint.path.exists():
+        report.note(f"the interrupted run {checkpoint.path.stem} is replaced (resume would have gone on with it)")
+    return None
+
+
+def _encoded(
+    base: Base, spec: dict[str, Any], data: Data, method: Method, shared: dict[Any, dict[str, Examples]]
+) -> dict[str, Examples]:
+    """Encode data, once for all jobs that read it alike."""
+    own = view(base, method.vocabulary())
+    words = () if own is base.tokenizer else tuple(method.vocabulary())
+    key = (data.digest, json.dumps(spec, sort_keys=True, default=str), words)
+    if key not in shared:
+        shared[key] = encode(base, spec, data, own)
+    examples = shared[key]
+    for split, use in (("train", "training"), ("validation", "validation")):
+        if not len(examples[split]):
+            raise DataError(f"{data.source} leaves no rows for {use}")
+    return examples
+
+
+def _load(data: Any, *, seed: int, **options: Any) -> Data:
+    if isinstance(data, Data):
+        given = [key for key, value in options.items() if value is not None]
+        if given:
+            raise ConfigError(f"{', '.join(given)} given with data that is already loaded: pass them to load_data")
+        return data
+    return load(data, seed=seed, **options)
+
+
+def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
+    """Return the spec of an adapter's task for this data.
+
+    Args:
+        base: the base.
+        data: all splits.
+        given: max_length, template, pooling and options of the task; None means the default.
+
+    Raises:
+        ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places, an option
+            that this task does not have.
+        DataError, UnsupportedError: the data or the base does not fit the task.
+    """
+    given = {key: value for key, value in given.items() if value is not None}
+    task = get_task(data.kind)
+    for key in given.keys() - {"max_length", "template", "pooling"} - task.options.keys():
+        choices = ", ".join(task.options) or "no options"
+        raise ConfigError(f"{key} = {given[key]!r} has no meaning for {data.kind}, which has {choices}: leave it out")
+    spec = default_task(base) | {"kind": data.kind, "labels": list(data.labels)}
+    spec["pair"] = task.surface == "states" and data.train.text_pair is not None
+    spec |= dict(task.options) | given | {"template": given.get("template", "")}
+    longest = base.anatomy.stacks[0].position_limit
+    if "max_length" in given and (spec["max_length"] < 4 or (longest is not None and spec["max_length"] > longest)):
+        raise ConfigError(f"max_length = {spec['max_length']!r}: expected 4 to {longest or 'any number'} on this base")
+    choose_option("pooling", spec["pooling"], ("mean", "first", "last"))
+    if "pooling" in given and task.surface == "logits":
+        raise ConfigError(f"pooling = {given['pooling']!r} has no effect on {data.kind} data: leave it out")
+    spec = task.complete(spec, base, data, given)
+    places = [*task.places, *(["text_pair"] if spec["pair"] and "text" in task.places else [])]
+    missing = [place for place in places if spec["template"] and "{" + place + "}" not in spec["template"]]
+    if missing or (spec["template"] and not places):
+        raise ConfigError(f"template {spec['template']!r}: expected places for {places or 'nothing (plain text)'}")
+    return spec
+
+
+def _free_name(base: Base, stem: str) -> str:
+    name, count = stem, 1
+    while name in base.adapters:
+        count += 1
+        name = f"{stem}-{count}"
+    return name
+
+
+def _frequent(train: Examples) -> list[int]:
+    """Token ids of the training rows, the most frequent first."""
+    ids, counts = torch.tensor([i for row in train.rows for i in row.ids]).unique(return_counts=True)
+    return ids[counts.argsort(descending=True, stable=True)].tolist()
+
+
+def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter) -> Scores:
+    """Score the base alone: with a head that is fitted on its frozen states, from which the adapter's head starts.
+
+    The base keeps the last few results, because several adapters are often trained on the same data.
+    """
+    spec = adapter.task
+    key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
+    if key not in base._baselines:
+        report.note("scoring the base alone" + (", with its own head on frozen vectors" if adapter.head else ""))
+        head = get_task(spec["kind"]).base_head(base, spec, examples["train"], examples["validation"])
+        if head is not None:
+            head.to(base.device).requires_grad_(False)
+            found = run_examples(base, None, examples["validation"], 64, spec, head)
+            get_task(spec["kind"]).finish(spec, head, examples["validation"], found)
+        scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
+        while len(base._baselines) >= KEPT_BASELINES:
+            base._baselines.pop(next(iter(base._baselines)))
+        base._baselines[key] = (head, scores)
+    head, scores = base._baselines[key]
+    adapter.base_head = head
+    if head is not None and adapter.head is not None:
+        adapter.head.load_state_dict(head.state_dict())
+    return scores
+
+
+def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
+    def run() -> Checked:
+        found = score(base, adapter.name, examples["validation"])
+        loss = float(found.metrics.get("loss", 0.0))
+        # 95 % of a normal lie within 1.96 standard errors on each side; a loss is compared exactly
+        noise = (found.interval[1] - found.interval[0]) / (2 * 1.96) if found.about.higher else 0.0
+        return Checked(found.rank, noise, {found.metric: found.value, "validation_loss": loss})
+
+    return run
