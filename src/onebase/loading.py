@@ -110,7 +110,8 @@ def _not_found(name: str | Path, error: Exception) -> str:
 def _reads_images(config: Any) -> bool:
     from onebase.anatomy.families import FAMILIES
 
-    return FAMILIES[config.model_type].stacks(config)[0].pixels is not None
+    family = FAMILIES.get(config.model_type)  # discovery knows stacks that read token ids
+    return family is not None and family.stacks(config)[0].pixels is not None
 
 
 def _loader(config: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.anatomy.discovery_probe import Probe
-from onebase.anatomy.discovery_stack import FoundStack, ids_of, states_of
+from onebase.anatomy.discovery_stack import FoundStack, ids_of, is_matrix, states_of
 from onebase.anatomy.discovery_trace import Call, Trace
 from onebase.errors import UnsupportedError
 
@@ -110,9 +110,40 @@ def _longest(table: Call) -> int:
 
 
 def find_padding(stack: FoundStack, probe: Probe) -> dict[str, str]:
-    """Return per side why rows cannot be padded there; nothing where padded rows give what they give alone."""
+    """Return per side why rows cannot be padded there; nothing where padded rows give what they give alone.
+
+    Tried plainly, and with a constant added to what every linear of the layers gives: some models keep padding out by
+    setting its states to zero, and an adapter with a bias makes them something again.
+    """
     reasons = {side: stack.padding.get(side) or _unequal(stack, probe, side) for side in ("right", "left")}
+    generator = torch.Generator().manual_seed(7)
+    handles = []
+    for module in (inner for call in stack.calls for inner in call.module.modules()):
+        if is_matrix(module):
+            handles.append(module.register_forward_hook(_shift(generator)))
+    try:
+        for side in ("right", "left"):
+            reasons[side] = reasons[side] or _unequal(stack, probe, side).replace(
+                "a padded row", "a shifted padded row"
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
     return {side: reason for side, reason in reasons.items() if reason}
+
+
+def _shift(generator: torch.Generator) -> Any:
+    """Return a hook that adds a fixed vector to a linear's output."""
+    vectors: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            return None
+        if not vectors:
+            vectors.append(0.1 * torch.randn(output.shape[-1], generator=generator).to(output))
+        return output + vectors[0]
+
+    return hook
 
 
 def _unequal(stack: FoundStack, probe: Probe, side: str) -> str:

@@ -100,7 +100,32 @@ def find_stacks(probe: Probe, trace: Trace) -> list[FoundStack]:
         stacks[0].name = "decoder" if stacks[0].causal else "encoder"
     for stack in stacks:
         _wrapped(stack, trace)
+        _told(stack, probe)
     return stacks
+
+
+def _told(stack: FoundStack, probe: Probe) -> None:
+    """Check that the mask of the whole model's call is the one that the stack gets."""
+    if stack.states_given or "block" in stack.refused or "attention_mask" not in stack.names:
+        return
+    call = probe.inputs()
+    if "attention_mask" not in call:
+        return
+    mask = call["attention_mask"] = call["attention_mask"].clone()
+    mask[0, -2:] = 0
+    seen: list[Any] = []
+    handle = stack.module.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("attention_mask")), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            probe.call(call, probe.model)
+    finally:
+        handle.remove()
+    if not (seen and isinstance(seen[0], Tensor) and torch.equal(seen[0], mask)):
+        reason = f"{type(probe.model).__name__} does not hand the mask of padding to its stack"
+        for name in ("block", "embeddings", "kv"):
+            stack.refused.setdefault(name, reason)
 
 
 def _wrapped(stack: FoundStack, trace: Trace) -> None:
