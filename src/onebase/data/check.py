@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from onebase.data.answers import Misfit, labels_of, number, separator
 from onebase.data.columns import match_column
 from onebase.data.files import Table
 from onebase.data.rows import Kind, Rows, are_scores, natural_order
@@ -63,22 +64,34 @@ def checked_rows(table: Table, columns: Mapping[str, str], kind: Kind, problems:
     present: dict[str, str] = {}
     for role, wanted in columns.items():
         column = match_column(table, wanted)
+        if column is None and role == "labels" and all(match_column(table, part) for part in wanted.split(",")):
+            column = wanted  # a column of 0 and 1 for each label
         if column is not None:
             present[role] = column
         else:
             unlabelled = f"; its {len(table)} rows are unlabelled" if role == "label" else ""
             shown = ", ".join(map(repr, table.cells))
             problems.add("missing column", f"{table.name}: no column {wanted!r}{unlabelled}; columns: {shown}")
-    taken: dict[str, list[str]] = {role: [] for role in present}
+    taken: dict[str, list[Any]] = {role: [] for role in present}
+    marks = {role: separator(table, column) for role, column in present.items() if role == "labels"}
     for i in range(len(table)):  # row by row, so that problems come in the order of the file
         for role, column in present.items():
-            taken[role].append(_written(table, i, role, column, problems))
+            try:
+                if role == "labels":
+                    taken[role].append(labels_of(table, i, column, marks[role]))
+                elif role == "score" or (role == "label" and kind == "rerank"):
+                    taken[role].append(number(table.cells[column][i], role))
+                else:
+                    taken[role].append(_written(table, i, role, column, problems))
+            except Misfit as wrong:
+                where = f"{table.name}, {table.unit} {table.places[i]}, column {column!r}"
+                problems.add(str(wrong).split(":")[0], f"{where}: {wrong}")
     if len(problems.found) > before:
         return None
     values = {role: tuple(column) for role, column in taken.items()}
     if kind == "completion":
         return Rows(text=values["prompt"], completion=values["completion"])
-    return Rows(text=values["text"], text_pair=values.get("text_pair"), label=values.get("label"))
+    return Rows(**values)
 
 
 def check_classes(tables: Mapping[str, Table], splits: Mapping[str, Rows], column: str, problems: Problems) -> None:
@@ -102,6 +115,26 @@ def check_classes(tables: Mapping[str, Table], splits: Mapping[str, Rows], colum
             if label not in known:
                 where = f"{table.name}, {table.unit} {place}, column {column!r}"
                 problems.add("label that train lacks", f"{where}: {label!r} is not a label of train")
+
+
+def check_labels(tables: Mapping[str, Table], splits: Mapping[str, Rows], problems: Problems) -> None:
+    """Note a train split in which no label ever applies, and held-out labels that train lacks."""
+    known = {label for many in splits["train"]["labels"] for label in many}
+    if not known:
+        problems.add("no label", f"{tables['train'].name}: no row has a label; expected some rows with labels")
+    for split, rows in splits.items():
+        table = tables[split]
+        for place, many in zip(table.places, rows["labels"]):
+            for label in sorted(set(many) - known):
+                where = f"{table.name}, {table.unit} {place}"
+                problems.add("label that train lacks", f"{where}: {label!r} is not a label of train")
+
+
+def check_numbers(tables: Mapping[str, Table], splits: Mapping[str, Rows], role: str, problems: Problems) -> None:
+    """Note a train split whose numbers are all the same: there is no order to learn."""
+    values = {float(value) for value in splits["train"][role]}
+    if len(values) < 2:
+        problems.add("one value only", f"{tables['train'].name}: every {role} is {values.pop():g}; expected several")
 
 
 def check_count(table: Table, rows: Rows, problems: Problems) -> None:

@@ -20,6 +20,16 @@ _NAMES: dict[str, tuple[str, str]] = {
         "text_pair",
         "sentence2 hypothesis question2 text2 text_b phrase2 texte2 hypothèse hypothese",
     ),
+    "labels": (
+        "labels",
+        "label tags categories topics genres étiquettes etiquettes catégories categories thèmes themes",
+    ),
+    "score": (
+        "score",
+        "label similarity similarity_score rating value target stars grade note valeur similarité similarite cible",
+    ),
+    "query": ("query", "question anchor text requête requete"),
+    "document": ("document", "passage doc context text_pair answer"),
     "label": (
         "label",
         "labels class category sentiment target intent topic rating polarity gold emotion score label_text "
@@ -30,6 +40,15 @@ _NAMES: dict[str, tuple[str, str]] = {
     "prompt": ("prompt", "instruction input source question query consigne invite entrée"),
     "completion": ("completion", "response output answer target reply réponse reponse sortie cible"),
 }
+ROLES: dict[Kind, tuple[str, ...]] = {
+    "classification": ("text", "text_pair", "label"),
+    "causal-lm": ("text",),
+    "completion": ("prompt", "completion"),
+    "multilabel": ("text", "text_pair", "labels"),
+    "regression": ("text", "text_pair", "score"),
+    "rerank": ("query", "document", "label"),
+}
+_ANSWERS = {"labels": "label", "score": "label", "query": "text", "document": "text_pair"}
 # Where nobody said what the task is, only these names mean "complete the prompt"; "question" may be a text.
 _PLAINLY_COMPLETION = {"prompt", "instruction"}
 _NO_CONTENT = {"", "id", "idx", "index", "guid", "uuid", "unnamed: 0"}
@@ -53,9 +72,10 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
     """
     given = {role: _existing(table, role, name) for role, name in asked.items() if name is not None}
     kind = task or _kind_of(table, given)
-    roles = {"classification": ("text", "text_pair", "label"), "causal-lm": ("text",)}.get(
-        kind, ("prompt", "completion")
-    )
+    roles = ROLES[kind]
+    for role, plain in _ANSWERS.items():  # --text, --text-pair and --label name the roles that play their part
+        if plain in given and plain not in roles and role in roles and role not in given:
+            given[role] = given.pop(plain)
     if stray := [role for role in given if role not in roles]:
         raise ConfigError(
             f"{table.name}: the option {_option(stray[0])} ({given[stray[0]]!r}) has no meaning for "
@@ -63,9 +83,11 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
         )
     _refuse_one_for_two(table, given)
     found = dict(given)
-    for role in ("label", "text_pair", "text", "prompt", "completion"):
+    for role in ("label", "labels", "score", "text_pair", "text", "prompt", "completion", "query", "document"):
         if role in roles and role not in found and (name := _by_name(table, role, found)):
             found[role] = name
+    if kind == "multilabel" and "labels" not in found and len(flags := _flags(table, found)) > 1:
+        found["labels"] = ",".join(flags)
     if kind == "classification":
         _by_content(table, found)
     elif kind == "causal-lm" and "text" not in found and len(rest := _rest(table, found)) == 1:
@@ -84,7 +106,15 @@ def match_column(table: Table, name: str) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
+def _flags(table: Table, found: Mapping[str, str]) -> list[str]:
+    """Return the columns that hold 0 and 1 only, of which each is one label."""
+    rest = _rest(table, found)
+    return [column for column in rest if {str(value).strip() for value in table.cells[column]} <= {"0", "1"}]
+
+
 def _existing(table: Table, role: str, name: str) -> str:
+    if role in ("labels", "label") and "," in name and match_column(table, name) is None:
+        return ",".join(_existing(table, role, part.strip()) for part in name.split(","))
     column = match_column(table, name)
     if column is None:
         raise unknown(f"column for {_option(role)} in {table.name}:", name, table.cells)
@@ -92,6 +122,9 @@ def _existing(table: Table, role: str, name: str) -> str:
 
 
 def _kind_of(table: Table, given: Mapping[str, str]) -> Kind:
+    for role, kind in (("labels", "multilabel"), ("score", "regression"), ("query", "rerank"), ("document", "rerank")):
+        if role in given:
+            return kind
     if given.keys() & {"text", "text_pair", "label"}:
         return "classification"
     if given.keys() & {"prompt", "completion"}:

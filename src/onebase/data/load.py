@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onebase.data.check import Problems, check_classes, check_count, checked_rows
+from onebase.data.check import (
+    Problems,
+    check_classes,
+    check_count,
+    check_labels,
+    check_numbers,
+    checked_rows,
+)
 from onebase.data.columns import find_columns
 from onebase.data.files import Table, read_source
 from onebase.data.rows import KINDS, SPLITS, Data, Kind, Rows, are_scores, digest_of, natural_order
@@ -29,6 +36,10 @@ def load(
     label: str | None = None,
     prompt: str | None = None,
     completion: str | None = None,
+    labels: str | None = None,
+    score: str | None = None,
+    query: str | None = None,
+    document: str | None = None,
     seed: int = 0,
     limit: int | None = None,
 ) -> Data:
@@ -40,13 +51,17 @@ def load(
         source: a .csv, .tsv, .jsonl or .txt file; a folder with files train, validation (or valid, val, dev)
             and test of one of these kinds; a pandas DataFrame; a list of dicts; or a dict of split -> one
             of the latter two.
-        task: "classification", "causal-lm" or "completion"; by default what the columns say. A .txt is
-            always "causal-lm".
+        task: "classification", "regression", "multilabel", "rerank", "causal-lm" or "completion"; by default what
+            the columns say, where labels that are measurements mean regression. A .txt is always "causal-lm".
         text: column of the text; found by name, or by content, where not given. Likewise for the next four.
         text_pair: column of the second text, for pairs.
         label: column of the label.
         prompt: column of the prompt, for completion.
         completion: column of the completion.
+        labels: column of the labels of multilabel data: lists, strings such as ``"a|b"`` (or with ; or ,), or several
+            columns of 0 and 1 joined by commas, ``"toxic,insult"``.
+        score: column of the number, for regression.
+        query, document: columns for rerank; `label` is then the relevance, 0 or 1 or graded.
         seed: which rows are held out and sampled; the same seed gives the same rows on every machine.
         limit: the most rows of each split to keep (a stratified sample); None keeps all.
 
@@ -69,18 +84,19 @@ def load(
         raise ConfigError(f"limit is {limit}; expected at least 1 row, or None for all rows.")
     name, tables = read_source(source)
     asked = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}
+    asked |= {"labels": labels, "score": score, "query": query, "document": document}
     kind, columns = _roles(tables, asked, kind, name)
     given = _checked_splits(name, tables, columns, kind)
     running = tables["train"].running
     splits, notes = _complete(given, seed, running, tables["train"].name)
-    labels = natural_order([v for rows in splits.values() for v in rows.label or ()])
+    names = _names(kind, splits)
     if limit is not None:
-        splits = _limited(splits, labels, limit, seed, running)
+        splits = _limited(splits, names if kind == "classification" else (), limit, seed, running)
         notes.append(f"Each split is limited to {limit} rows.")
-    notes += _notes_on(labels, given)
+    notes += _notes_on(names, given)
     return Data(
         kind=kind,
-        labels=labels,
+        labels=names,
         source=name,
         digest=digest_of(kind, splits),
         splits_made="validation" not in given,
@@ -88,6 +104,13 @@ def load(
         notes=tuple(notes),
         **splits,
     )
+
+
+def _names(kind: Kind, splits: dict[str, Rows]) -> tuple[str, ...]:
+    """Return the names of the classes of all splits."""
+    if kind == "multilabel":
+        return natural_order([name for rows in splits.values() for many in rows.labels or () for name in many])
+    return () if kind == "rerank" else natural_order([v for rows in splits.values() for v in rows.label or ()])
 
 
 def _checked_task(task: str | None) -> Kind | None:
@@ -105,7 +128,12 @@ def _roles(
     if "train" not in tables:
         raise DataError(f"{name}: splits {', '.join(tables) or 'none'}; expected at least train. Add it.")
     if not tables["train"].running:
-        return find_columns(tables["train"], asked, task)
+        kind, columns = find_columns(tables["train"], asked, task)
+        if task is None and kind == "classification":
+            written = {str(value) for value in tables["train"].cells[columns["label"]]}
+            if are_scores(natural_order(written)):
+                return "regression", {"score" if role == "label" else role: c for role, c in columns.items()}
+        return kind, columns
     for role, column in asked.items():
         if column is not None:
             raise ConfigError(f"{name}: plain text has no columns, so {role}={column!r} has no meaning. Leave it out.")
@@ -124,6 +152,10 @@ def _checked_splits(name: str, tables: Mapping[str, Table], columns: dict[str, s
         check_count(tables["train"], usable["train"], problems)
     if "train" in usable and kind == "classification":
         check_classes(tables, usable, columns["label"], problems)
+    if "train" in usable and kind == "multilabel":
+        check_labels(tables, usable, problems)
+    if "train" in usable and kind in ("regression", "rerank"):
+        check_numbers(tables, usable, "score" if kind == "regression" else "label", problems)
     problems.raise_any()
     return usable
 
@@ -175,5 +207,5 @@ def _notes_on(labels: tuple[str, ...], given: dict[str, Rows]) -> list[str]:
 
 
 def _contents(rows: Rows) -> list[tuple[str, str]]:
-    pairs = rows.text_pair or [""] * len(rows)
-    return [(a.strip(), b.strip()) for a, b in zip(rows.text, pairs)]
+    first, pairs = rows.query or rows.text, rows.document or rows.text_pair or [""] * len(rows)
+    return [(a.strip(), b.strip()) for a, b in zip(first, pairs)]

@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from onebase.errors import DataError
 
-Kind = Literal["classification", "causal-lm", "completion"]
-KINDS: tuple[Kind, ...] = ("classification", "causal-lm", "completion")
+Kind = Literal["classification", "causal-lm", "completion", "multilabel", "regression", "rerank"]
+KINDS: tuple[Kind, ...] = ("classification", "causal-lm", "completion", "multilabel", "regression", "rerank")
 SPLITS = ("train", "validation", "test")
 
+# The roles of the first kinds enter the digest by position, so that digests stay what they were with fewer roles.
+_BY_POSITION = ("text", "text_pair", "label", "completion")
 # A plain decimal number. float() would also take "nan", "inf" and "1_000", which are names of classes.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?", re.ASCII)
 # Half-star ratings have 10 to 11 values and are classes; STS-B, a similarity from 0 to 5, has 136 in train.
@@ -33,14 +35,39 @@ class Rows:
     """the label of each row exactly as written, for classification"""
     completion: tuple[str, ...] | None = None
     """what should follow each prompt, for completion"""
+    labels: tuple[tuple[str, ...], ...] | None = None
+    """the names that apply to each row, () where none does, for multilabel"""
+    score: tuple[str, ...] | None = None
+    """the number of each row as written, for regression"""
+    query: tuple[str, ...] | None = None
+    """what is looked for, for rerank; the relevance of each document is its `label`"""
+    document: tuple[str, ...] | None = None
+    """what may answer the query, for rerank"""
 
     def __post_init__(self) -> None:
         sizes = {f.name: len(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+        if self.query is not None and not self.text:
+            del sizes["text"]
         if len(set(sizes.values())) > 1:
             raise DataError(f"the columns of Rows differ in length: {sizes}. Give every row every column.")
 
     def __len__(self) -> int:
-        return len(self.text)
+        return len(self.text if self.query is None else self.query)
+
+    def __getitem__(self, role: str) -> tuple[Any, ...]:
+        """Return the column of a role.
+
+        Raises:
+            DataError: there is none.
+        """
+        column = self.get(role)
+        if column is None:
+            raise DataError(f"these rows have no {role!r}")
+        return column
+
+    def get(self, role: str) -> tuple[Any, ...] | None:
+        """Return the column of a role, None where there is none."""
+        return getattr(self, role, None)
 
     def joined(self, other: Rows) -> Rows:
         """Return these rows followed by those of `other`, which has the same columns."""
@@ -66,7 +93,7 @@ class Rows:
         taken = {}
         for field in fields(self):
             column = getattr(self, field.name)
-            taken[field.name] = None if column is None else tuple(column[i] for i in wanted)
+            taken[field.name] = column if not column else tuple(column[i] for i in wanted)
         return Rows(**taken)
 
 
@@ -79,7 +106,7 @@ class Data:
     validation: Rows
     test: Rows
     labels: tuple[str, ...]
-    """names of the classes in natural order; empty unless kind is "classification" """
+    """names of the classes in natural order; empty unless kind is classification or multilabel"""
     source: str
     """display name of the file or folder, without its path"""
     digest: str
@@ -93,8 +120,8 @@ class Data:
 
     @property
     def scores(self) -> bool:
-        """Whether the labels are measurements (0.33, 4.75 ...) rather than names of classes."""
-        return are_scores(self.labels)
+        """Whether what is to be predicted is a measurement (0.33, 4.75 ...) rather than the name of a class."""
+        return self.kind == "regression" or are_scores(self.labels)
 
 
 def natural_order(labels: Iterable[str]) -> tuple[str, ...]:
@@ -134,7 +161,8 @@ def digest_of(kind: str, splits: dict[str, Rows]) -> str:
     sha = hashlib.sha256(f"onebase data 1 {kind}\n".encode())
     for name in SPLITS:
         rows = splits[name]
-        columns = [getattr(rows, field.name) for field in fields(rows)]
+        roles = [f.name for f in fields(rows) if f.name not in _BY_POSITION and getattr(rows, f.name) is not None]
+        columns = [getattr(rows, role) or None for role in (*_BY_POSITION, *roles)]
         sha.update(f"{name} {len(rows)}\n".encode())
         for i in range(len(rows)):
             # JSON in ASCII keeps row and column borders unambiguous, and takes lone surrogates.

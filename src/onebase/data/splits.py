@@ -153,13 +153,16 @@ def _refuse_small_classes(
 
 
 def _strata(rows: Rows) -> Sequence[str]:
-    if rows.label is None or are_scores(natural_order(rows.label)):
+    if rows.label is None or rows.query is not None or are_scores(natural_order(rows.label)):
         return [""] * len(rows)
     return rows.label
 
 
 def _keys(rows: Rows) -> list[str]:
-    """Give what makes two rows the same: the text, or both texts, without white space at the ends."""
+    """Give what makes two rows the same: the text, or both texts, without white space at the ends; of rerank the query,
+    whose documents stay together."""
+    if rows.query is not None:
+        return [query.strip() for query in rows.query]
     if rows.text_pair is None:
         return [text.strip() for text in rows.text]
     return [f"{a.strip()}\0{b.strip()}" for a, b in zip(rows.text, rows.text_pair)]

@@ -15,7 +15,7 @@ from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
 from onebase.data import Data, load
 from onebase.errors import ConfigError, DataError
-from onebase.evaluation import Evaluation, evaluate_examples, score, score_base
+from onebase.evaluation import Evaluation, evaluate_examples, score_base
 from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
@@ -98,6 +98,10 @@ def train(
     label: str | None = None,
     prompt: str | None = None,
     completion: str | None = None,
+    labels: str | None = None,
+    score: str | None = None,
+    query: str | None = None,
+    document: str | None = None,
     limit: int | None = None,
     max_length: int | None = None,
     template: str | None = None,
@@ -115,8 +119,8 @@ def train(
         method: a method or its shorthand.
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
-        task: 'classification', 'causal-lm' or 'completion'; found from the data by default.
-        text, text_pair, label, prompt, completion: columns; found by default.
+        task: a kind, see `onebase.tasks.task_kinds`; found from the data by default.
+        text, text_pair, label, prompt, completion, labels, score, query, document: columns; found by default.
         limit: use at most this many training rows.
         max_length: tokens per row; what the base takes, at most 512, or blocks of 256 for plain text.
         template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``.
@@ -143,7 +147,7 @@ def train(
     chosen_seed = settings.get("seed") or 0
     found = _load(
         data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
-        limit=limit, seed=chosen_seed,
+        labels=labels, score=score, query=query, document=document, limit=limit, seed=chosen_seed,
     )  # fmt: skip
     options = {key: settings.pop(key) for key in list(settings) if key in get_task(found.kind).options}
     spec = make_task(base, found, max_length=max_length, template=template, pooling=pooling, **options)
@@ -245,19 +249,22 @@ def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], dat
     key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
     if key not in base._baselines:
         report.note("scoring the base alone" + (", with its own head on frozen vectors" if adapter.head else ""))
-        head = get_task(spec["kind"]).base_head(base, spec, examples["train"], examples["validation"])
+        task = get_task(spec["kind"])
+        head, start = task.base_heads(base, spec, examples["train"], examples["validation"])
+        for each in (head, start):
+            if each is not None:
+                each.to(base.device).requires_grad_(False)
         if head is not None:
-            head.to(base.device).requires_grad_(False)
-            found = run_examples(base, None, examples["validation"], 64, spec, head)
-            get_task(spec["kind"]).finish(spec, head, examples["validation"], found)
+            own_spec, held = task.own(base, spec, head, examples["validation"])
+            task.finish(own_spec, head, held, run_examples(base, None, held, 64, own_spec, head))
         scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
         while len(base._baselines) >= KEPT_BASELINES:
             base._baselines.pop(next(iter(base._baselines)))
-        base._baselines[key] = (head, scores)
-    head, scores = base._baselines[key]
+        base._baselines[key] = (head, start, scores)
+    head, start, scores = base._baselines[key]
     adapter.base_head = head
-    if head is not None and adapter.head is not None:
-        adapter.head.load_state_dict(head.state_dict())
+    if start is not None and adapter.head is not None:
+        adapter.head.load_state_dict(start.state_dict())
     return scores
 
 
@@ -270,7 +277,10 @@ def _finish(base: Base, adapter: Adapter, validation: Examples) -> None:
 
 def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
     def run() -> Checked:
-        found = score(base, adapter.name, examples["validation"])
+        task, validation = get_task(adapter.task["kind"]), examples["validation"]
+        raw = run_examples(base, adapter.name, validation)
+        task.finish(adapter.task, adapter.head, validation, raw)  # what is chosen on validation belongs to the epoch
+        found = task.judge(adapter.task, adapter.head, validation, raw)
         loss = float(found.metrics.get("loss", 0.0))
         # 95 % of a normal lie within 1.96 standard errors on each side; a loss is compared exactly
         noise = (found.interval[1] - found.interval[0]) / (2 * 1.96) if found.about.higher else 0.0
