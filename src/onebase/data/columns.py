@@ -122,9 +122,12 @@ def _existing(table: Table, role: str, name: str) -> str:
 
 
 def _kind_of(table: Table, given: Mapping[str, str]) -> Kind:
-    for role, kind in (("labels", "multilabel"), ("score", "regression"), ("query", "rerank"), ("document", "rerank")):
-        if role in given:
-            return kind
+    if "labels" in given:
+        return "multilabel"
+    if "score" in given:
+        return "regression"
+    if given.keys() & {"query", "document"}:
+        return "rerank"
     if given.keys() & {"text", "text_pair", "label"}:
         return "classification"
     if given.keys() & {"prompt", "completion"}:

@@ -75,7 +75,7 @@ class PooledTask(Task):
     def own_head(self, spec: Mapping[str, Any], width: int, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
         """Build the base's own head, which may read pairs in the other way: its weight tells."""
         apart = shapes["weight"][-1] == pair_width(width)
-        return self.head(spec | {"pairs": PAIRS[apart]} if "pairs" in spec else spec, width)
+        return self.head({**spec, "pairs": PAIRS[apart]} if "pairs" in spec else spec, width)
 
     # -- data ------------------------------------------------------------------------------------------------------
 

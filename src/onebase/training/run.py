@@ -27,6 +27,7 @@ from onebase.training.settings import Settings, settings_for
 
 if TYPE_CHECKING:
     from onebase.base import Base
+    from onebase.data.rows import Rows
     from onebase.store import Store
 
 DEFAULT_METHOD = "lora"
@@ -335,6 +336,11 @@ def _result(
     )
 
 
+def label_counts(rows: Rows) -> Counter[str]:
+    """Count how often each label occurs."""
+    return Counter(rows.label or [label for many in rows.get("labels") or () for label in many])
+
+
 def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | None, provenance: dict[str, Any]) -> None:
     from importlib.metadata import version
 
@@ -343,7 +349,7 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store | No
         "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.plain(),
         "seed": run.settings.seed,
-        **({"label_counts": dict(Counter(data.train.label))} if data.train.label else {}),
+        **({"label_counts": dict(label_counts(data.train))} if data.labels else {}),
         "epochs": run.history.epochs,
         "best_epoch": run.history.best,
         "seconds": round(run.history.seconds, 2),
