@@ -153,8 +153,8 @@ def test_rare_labels_weigh_as_asked(tiny: ob.Base) -> None:
 def test_a_label_that_is_always_or_never_there_has_a_finite_baseline() -> None:
     from onebase.tasks.frozen import fit_labels
 
-    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    y = torch.stack([torch.zeros(30), torch.ones(30), (x[:, 0] > 0).float()], 1)
+    x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.stack([torch.zeros(600), torch.ones(600), (x[:, 0] > 0).float()], 1)
     head = LinearHead(4, 3)
     fit_labels(head, x, y, x[:0], y[:0], [1.0, 1.0, 1.0])
     out = head(x).detach()
