@@ -351,6 +351,29 @@ class Base:
             for i in range(len(texts))
         ]
 
+    def rank(
+        self, query: str, documents: Sequence[str], adapter: str, *, batch_size: int = 32
+    ) -> list[tuple[int, float]]:
+        """Sort documents by their relevance to a query.
+
+        Args:
+            query: what is looked for.
+            documents: n texts.
+            adapter: an adapter of the task rerank.
+            batch_size: rows per forward.
+
+        Returns:
+            n pairs of position in `documents` and relevance in 0 to 1, the most relevant first; equal ones in order.
+
+        Raises:
+            UnsupportedError: the adapter is for another task.
+        """
+        kind = self.adapters[adapter].task["kind"]
+        if kind != "rerank":
+            raise UnsupportedError(f"adapter {adapter!r} is for {kind}: ranking needs one that was trained for rerank")
+        found = self.predict([query] * len(documents), adapter, pairs=documents, batch_size=batch_size)
+        return sorted(((i, float(p.value or 0.0)) for i, p in enumerate(found)), key=lambda pair: -pair[1])
+
     def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
         self._check(adapter)
         names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)

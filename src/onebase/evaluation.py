@@ -49,8 +49,10 @@ def score_base(
     base: Base, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, batch_size: int = 64
 ) -> Scores:
     """Score the plain base on a task, with a head that was fitted on its frozen states where the task has one."""
+    task = get_task(spec["kind"])
+    spec, examples = task.own(base, spec, head, examples)
     found = run_examples(base, None, examples, batch_size, spec, head)
-    return get_task(spec["kind"]).judge(spec, head, examples, found)
+    return task.judge(spec, head, examples, found)
 
 
 def compare(adapter: Scores, base: Scores, seed: int = 0) -> PairedTest | None:

@@ -148,7 +148,10 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     method = parse_method(config["method"])
     adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
     if any(key.startswith("base_head.") for key in tensors):
-        own = get_task(config["task"]["kind"]).head(config["task"], base.anatomy.hidden_size)
+        shapes = {
+            k.removeprefix("base_head."): tuple(t.shape) for k, t in tensors.items() if k.startswith("base_head.")
+        }
+        own = get_task(config["task"]["kind"]).own_head(config["task"], base.anatomy.hidden_size, shapes)
         adapter.base_head = own if own is None else own.requires_grad_(False).to(base.device)
     adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
     adapter.bind()

@@ -128,7 +128,9 @@ def _read(
 
     store = Store()
     configs = [store.resolve(ref).config for ref in refs if ref != PLAIN]
-    trained_on = configs[0].provenance.get("data", {}).get("columns", {}) if configs else {}
+    trained_on = dict(configs[0].provenance.get("data", {}).get("columns", {}) if configs else {})
+    for role, other in (("text", "query"), ("text_pair", "document")):
+        trained_on.setdefault(role, trained_on.get(other))
     wants_pair = any(config.task.get("pair") for config in configs)
     return read_texts(
         texts, file, text=text, text_pair=text_pair, pair=pair, trained_on=trained_on, wants_pair=wants_pair
@@ -155,14 +157,14 @@ def _show(base: Base, given: Texts, answers: dict[str, list[Prediction]], write:
             out.line(f"{ref}: " + ", ".join(f"{label} {number}" for label, number in counts.items()))
         return
     columns = ["text", *(["second text"] if given.pairs else [])]
+    sure = {ref: any(_said(p)[1] for p in predictions) for ref, predictions in answers.items()}
     for ref in answers:
-        columns += [ref, f"p({ref})"]
+        columns += [ref, f"p({ref})"] if sure[ref] else [ref]
     rows = []
     for i, text in enumerate(given.texts):
         row: list[Any] = [shorten(text, WIDTH), *([shorten(given.pairs[i], WIDTH)] if given.pairs else [])]
-        for predictions in answers.values():
-            best = predictions[i]
-            row += ["(embedding)", ""] if best.label is None else [best.label, percent(best.probabilities[best.label])]
+        for ref, predictions in answers.items():
+            row += _said(predictions[i])[: 1 + sure[ref]]
         rows.append(row)
     out.table(columns, rows, right=[f"p({ref})" for ref in answers])
 
@@ -179,6 +181,17 @@ def _row(given: Texts, answers: dict[str, list[Prediction]], i: int) -> dict[str
     return row | {"predictions": {ref: _answer(found[i]) for ref, found in answers.items()}}
 
 
+def _said(best: Prediction) -> list[str]:
+    """Return an answer and its probability as people read them."""
+    if best.label is not None:
+        return [best.label, percent(best.probabilities[best.label])]
+    if best.labels is not None:
+        return [", ".join(best.labels) or "(none)", ", ".join(percent(best.probabilities[x]) for x in best.labels)]
+    if best.value is not None:
+        return [f"{best.value:.4g}", ""]
+    return ["(embedding)", ""]
+
+
 def _answer(prediction: Prediction) -> dict[str, Any]:
     return prediction.facts()
 
@@ -186,7 +199,24 @@ def _answer(prediction: Prediction) -> dict[str, Any]:
 def _counts(predictions: list[Prediction]) -> dict[str, int]:
     from collections import Counter
 
-    return dict(Counter(p.label or "embedding" for p in predictions).most_common())
+    found: Counter[str] = Counter()
+    for p in predictions:
+        found.update([p.label or ("value" if p.value is not None else "embedding")] if p.labels is None else p.labels)
+        found.update(["(none)"] if p.labels == () else [])
+    return dict(found.most_common())
+
+
+def _cells(best: Prediction) -> dict[str, Any]:
+    """Return an answer as cells of a table: label and probability, labels and every probability, or the number."""
+    if best.labels is not None:
+        chances = {f"p({label})": f"{chance:.6f}" for label, chance in best.probabilities.items()}
+        return {"labels": "|".join(best.labels), **chances}
+    if best.value is not None:
+        return {"value": f"{best.value:.6g}"}
+    return {
+        "label": best.label,
+        "probability": "" if best.label is None else f"{best.probabilities[best.label]:.6f}",
+    }
 
 
 def _write(path: Path, given: Texts, answers: dict[str, list[Prediction]]) -> None:
@@ -204,8 +234,7 @@ def _write(path: Path, given: Texts, answers: dict[str, list[Prediction]]) -> No
             return
         for ref, found in answers.items():
             for row, best in zip(rows, found):
-                row[f"{ref}.label"] = best.label
-                row[f"{ref}.probability"] = "" if best.label is None else f"{best.probabilities[best.label]:.6f}"
+                row |= {f"{ref}.{name}": value for name, value in _cells(best).items()}
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

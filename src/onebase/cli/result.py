@@ -27,12 +27,14 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     better = "higher" if about.higher else "lower"
     done = max((int(entry["epoch"]) for entry in history.epochs), default=0)
     kept = f"epoch {history.best} of {done}" if history.best else f"the start: none of {done} epochs was better"
+    head = base.adapters[run.name].base_head
+    own = about.own if head is None else "its own head, base frozen"
     difference = run.test.sentence() if run.test else "not tested"
     pairs = [
         ("adapter", run.ref or "not stored (--no-save)"),
         ("method", run.method),
         ("scored on", f"{count(int(run.metrics['n']), 'row')} of {run.split}; {run.metric}, {better} is better"),
-        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {about.own}"),
+        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {own}"),
         ("with adapter", metric_range(run.metric, run.value, run.interval)),
         ("difference", difference),
         ("parameters", f"{run.parameters:,}, {percent(run.share, 2)} of the base's"),
@@ -45,7 +47,7 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     if run.ref:
         out.line()
         out.line("Next:")
-        for command in next_commands(run, data.train.text_pair is not None):
+        for command in next_commands(run, bool(base.adapters[run.name].task["pair"])):
             out.line(f"  {command}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def read_texts(
     text: str | None = None,
     text_pair: str | None = None,
     pair: Sequence[str] = (),
-    trained_on: dict[str, str] | None = None,
+    trained_on: Mapping[str, str | None] | None = None,
     wants_pair: bool = False,
     role: str = "text",
 ) -> Texts:
@@ -114,7 +114,7 @@ def _lines(content: str, name: str) -> list[str]:
 
 
 def _from_table(
-    file: Path, asked: dict[str, str | None], trained_on: dict[str, str], wants_pair: bool, role: str
+    file: Path, asked: dict[str, str | None], trained_on: Mapping[str, str | None], wants_pair: bool, role: str
 ) -> Texts:
     from onebase.data.files import read_file
 

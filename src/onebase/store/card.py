@@ -14,6 +14,8 @@ from onebase.store.schema import AdapterConfig
 PIPELINES = {
     "classification": "text-classification",
     "regression": "text-classification",
+    "multilabel": "text-classification",
+    "rerank": "text-ranking",
     "tokens": "token-classification",
     "spans": "question-answering",
     "embedding": "sentence-similarity",
@@ -72,7 +74,8 @@ def _body(config: AdapterConfig) -> Iterator[str]:
     yield from ("", "## Use", "", "```python", "import onebase as ob", "")
     yield f"base = ob.load_base({_quote(_base_name(base.id))})"
     yield f'base.load("{config.name}@{config.version}")'
-    yield f'base.predict(["some text"], adapter="{config.name}")'
+    second = ', pairs=["a second text"]' if config.task.get("pair") else ""
+    yield f'base.predict(["some text"], adapter="{config.name}"{second})'
     yield from ("```", "", "## Limits", "")
     yield f"- It fits only the base with the fingerprint {_code(base.fingerprint)}; any other is refused."
     yield "- It was trained on one data set; measure it on your own texts before relying on it."

@@ -16,6 +16,9 @@ BUILT_IN = {
     "classification": "onebase.tasks.classification",
     "completion": "onebase.tasks.language",
     "features": "onebase.tasks.features",
+    "multilabel": "onebase.tasks.multilabel",
+    "regression": "onebase.tasks.regression",
+    "rerank": "onebase.tasks.rerank",
 }
 ENTRY_POINTS = "onebase.tasks"
 

@@ -305,6 +305,24 @@ class Task:
         """Fit a head on the frozen base: the base's own answer to this task, and where the adapter's head starts."""
         return None
 
+    def base_heads(
+        self, base: Base, spec: Mapping[str, Any], train: Examples, validation: Examples
+    ) -> tuple[nn.Module | None, nn.Module | None]:
+        """Fit the base's own head, and the head that the adapter's starts from: the same one, unless they read
+        different things."""
+        head = self.base_head(base, spec, train, validation)
+        return head, head
+
+    def own(
+        self, base: Base, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples
+    ) -> tuple[Mapping[str, Any], Examples]:
+        """Return the spec and the examples that the base's own head answers: the adapter's, unless it reads others."""
+        return spec, examples
+
+    def own_head(self, spec: Mapping[str, Any], width: int, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
+        """Build the base's own head for stored tensors of these shapes."""
+        return self.head(spec, width)
+
     def finish(self, spec: Mapping[str, Any], head: nn.Module | None, validation: Examples, found: Found) -> None:
         """Set what is chosen on validation when training is over (thresholds), in the head's buffers."""
 
