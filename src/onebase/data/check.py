@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from onebase.data.cells import READERS, Misfit, words_of
 from onebase.data.columns import match_column
 from onebase.data.files import Table
 from onebase.data.rows import Kind, Rows, are_scores, natural_order
@@ -69,12 +70,18 @@ def checked_rows(table: Table, columns: Mapping[str, str], kind: Kind, problems:
             unlabelled = f"; its {len(table)} rows are unlabelled" if role == "label" else ""
             shown = ", ".join(map(repr, table.cells))
             problems.add("missing column", f"{table.name}: no column {wanted!r}{unlabelled}; columns: {shown}")
-    taken: dict[str, list[str]] = {role: [] for role in present}
+    taken: dict[str, list[Any]] = {role: [] for role in present}
     for i in range(len(table)):  # row by row, so that problems come in the order of the file
         for role, column in present.items():
-            taken[role].append(_written(table, i, role, column, problems))
+            if role in READERS:
+                taken[role].append(_read(table, i, present, role, problems))
+            elif role != "answer_start":
+                taken[role].append(_written(table, i, role, column, problems))
     if len(problems.found) > before:
         return None
+    if kind in ("tokens", "qa"):
+        taken.pop("answer_start", None)  # it is part of the answers now
+        return Rows(**{role: tuple(column) for role, column in taken.items()})
     values = {role: tuple(column) for role, column in taken.items()}
     if kind == "completion":
         return Rows(text=values["prompt"], completion=values["completion"])
@@ -108,6 +115,20 @@ def check_count(table: Table, rows: Rows, problems: Problems) -> None:
     """Note a train split with too few rows to learn from."""
     if len(rows) < FEWEST_ROWS:
         problems.add("too few rows", f"{table.name}: {len(rows)} rows to train on; expected at least {FEWEST_ROWS}")
+
+
+def _read(table: Table, i: int, columns: Mapping[str, str], role: str, problems: Problems) -> Any:
+    """Read a cell that is no plain string, in the light of its row."""
+    row = {other: table.cells[column][i] for other, column in columns.items()}
+    what, where = f"unusable {role}", f"{table.name}, {table.unit} {table.places[i]}, column {columns[role]!r}"
+    try:
+        value = READERS[role](row)
+        if role == "tags" and "tokens" in row and len(value) != len(words := words_of(row["tokens"])):
+            raise Misfit(f"{len(value)} tags for {len(words)} words; expected one each")
+        return value
+    except Misfit as misfit:
+        problems.add(what, f"{where}: {misfit}")
+        return ()
 
 
 def _written(table: Table, i: int, role: str, column: str, problems: Problems) -> str:

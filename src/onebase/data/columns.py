@@ -29,7 +29,24 @@ _NAMES: dict[str, tuple[str, str]] = {
     ),
     "prompt": ("prompt", "instruction input source question query consigne invite entrée"),
     "completion": ("completion", "response output answer target reply réponse reponse sortie cible"),
+    "tokens": ("tokens", "words token mots"),
+    "tags": ("tags", "ner_tags pos_tags labels ner pos tag étiquettes"),
+    "spans": ("spans", "entities annotations entités"),
+    "question": ("question", "query"),
+    "context": ("context", "passage paragraph document contexte"),
+    "answers": ("answers", "answer answer_text réponse réponses"),
+    "answer_start": ("answer_start", "start start_position"),
 }
+# Per kind: its roles, and those that may be missing. Words with their tags may also come as a text with its spans.
+_ROLES: dict[str, tuple[str, ...]] = {
+    "classification": ("text", "text_pair", "label"),
+    "causal-lm": ("text",),
+    "masked-lm": ("text",),
+    "completion": ("prompt", "completion"),
+    "tokens": ("tokens", "tags"),
+    "qa": ("question", "context", "answers", "answer_start"),
+}
+_OPTIONAL = ("text_pair", "answer_start")
 # Where nobody said what the task is, only these names mean "complete the prompt"; "question" may be a text.
 _PLAINLY_COMPLETION = {"prompt", "instruction"}
 _NO_CONTENT = {"", "id", "idx", "index", "guid", "uuid", "unnamed: 0"}
@@ -53,9 +70,9 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
     """
     given = {role: _existing(table, role, name) for role, name in asked.items() if name is not None}
     kind = task or _kind_of(table, given)
-    roles = {"classification": ("text", "text_pair", "label"), "causal-lm": ("text",)}.get(
-        kind, ("prompt", "completion")
-    )
+    roles = _ROLES[kind]
+    if kind == "tokens" and not _matches(table, "tokens", {}):
+        roles = ("text", "spans")
     if stray := [role for role in given if role not in roles]:
         raise ConfigError(
             f"{table.name}: the option {_option(stray[0])} ({given[stray[0]]!r}) has no meaning for "
@@ -63,15 +80,15 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
         )
     _refuse_one_for_two(table, given)
     found = dict(given)
-    for role in ("label", "text_pair", "text", "prompt", "completion"):
+    for role in ("label", "text_pair", "tags", "tokens", "spans", "text", "prompt", "completion", *_ROLES["qa"]):
         if role in roles and role not in found and (name := _by_name(table, role, found)):
             found[role] = name
     if kind == "classification":
         _by_content(table, found)
-    elif kind == "causal-lm" and "text" not in found and len(rest := _rest(table, found)) == 1:
+    elif roles == ("text",) and "text" not in found and len(rest := _rest(table, found)) == 1:
         found["text"] = rest[0]
     for role in roles:
-        if role not in found and role != "text_pair":
+        if role not in found and role not in _OPTIONAL:
             raise _cannot_tell(table, role, list(table.cells), kind)
     return kind, {role: found[role] for role in roles if role in found}
 
@@ -97,6 +114,12 @@ def _kind_of(table: Table, given: Mapping[str, str]) -> Kind:
     if given.keys() & {"prompt", "completion"}:
         return "completion"
     plain = {_plain(column) for column in table.cells}
+    if "tokens" in plain and _matches(table, "tags", {}):
+        return "tokens"
+    if "spans" in plain and _matches(table, "text", {}):
+        return "tokens"
+    if {"question", "context"} <= plain and _matches(table, "answers", {}):
+        return "qa"
     if plain & _PLAINLY_COMPLETION and _matches(table, "completion", {}):
         if _NAMES["label"][0] in plain:
             raise DataError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,9 @@ def load(
         source: a .csv, .tsv, .jsonl or .txt file; a folder with files train, validation (or valid, val, dev)
             and test of one of these kinds; a pandas DataFrame; a list of dicts; or a dict of split -> one
             of the latter two.
-        task: "classification", "causal-lm" or "completion"; by default what the columns say. A .txt is
-            always "causal-lm".
+        task: "classification", "tokens" (tokens and tags, or text and spans), "qa" (question, context and answers),
+            "completion", "causal-lm" or "masked-lm"; by default what the columns say. A .txt is "causal-lm" unless
+            "masked-lm" is asked for.
         text: column of the text; found by name, or by content, where not given. Likewise for the next four.
         text_pair: column of the second text, for pairs.
         label: column of the label.
@@ -73,7 +74,7 @@ def load(
     given = _checked_splits(name, tables, columns, kind)
     running = tables["train"].running
     splits, notes = _complete(given, seed, running, tables["train"].name)
-    labels = natural_order([v for rows in splits.values() for v in rows.label or ()])
+    labels = natural_order([v for rows in splits.values() for v in _labels_in(rows)])
     if limit is not None:
         splits = _limited(splits, labels, limit, seed, running)
         notes.append(f"Each split is limited to {limit} rows.")
@@ -88,6 +89,13 @@ def load(
         notes=tuple(notes),
         **splits,
     )
+
+
+def _labels_in(rows: Rows) -> Iterator[str]:
+    """Yield every label, tag, or label of a span."""
+    yield from rows.label or ()
+    yield from (tag for tags in rows.get("tags") or () for tag in tags)
+    yield from (label for spans in rows.get("spans") or () for _, _, label in spans)
 
 
 def _checked_task(task: str | None) -> Kind | None:
@@ -109,9 +117,9 @@ def _roles(
     for role, column in asked.items():
         if column is not None:
             raise ConfigError(f"{name}: plain text has no columns, so {role}={column!r} has no meaning. Leave it out.")
-    if task not in (None, "causal-lm"):
+    if task not in (None, "causal-lm", "masked-lm"):
         raise ConfigError(f"{name}: plain text is causal-lm data, not {task}. Pass a .csv or .jsonl with columns.")
-    return "causal-lm", {"text": "text"}
+    return task or "causal-lm", {"text": "text"}
 
 
 def _checked_splits(name: str, tables: Mapping[str, Table], columns: dict[str, str], kind: Kind) -> dict[str, Rows]:
@@ -120,7 +128,7 @@ def _checked_splits(name: str, tables: Mapping[str, Table], columns: dict[str, s
     ordered = [split for split in SPLITS if split in tables]
     rows = {split: checked_rows(tables[split], columns, kind, problems) for split in ordered}
     usable = {split: found for split, found in rows.items() if found is not None}
-    if "train" in usable and kind != "causal-lm":
+    if "train" in usable and kind not in ("causal-lm", "masked-lm"):
         check_count(tables["train"], usable["train"], problems)
     if "train" in usable and kind == "classification":
         check_classes(tables, usable, columns["label"], problems)
@@ -146,7 +154,7 @@ def _complete(given: dict[str, Rows], seed: int, running: bool, name: str) -> tu
 
 
 def _limited(splits: dict[str, Rows], labels: tuple[str, ...], limit: int, seed: int, running: bool) -> dict[str, Rows]:
-    if limit < len(labels) and not are_scores(labels):
+    if splits["train"].label is not None and limit < len(labels) and not are_scores(labels):
         raise ConfigError(
             f"limit is {limit}, but there are {len(labels)} classes and training needs a row of each. "
             f"Pass a limit of at least {len(labels)}."
@@ -175,5 +183,9 @@ def _notes_on(labels: tuple[str, ...], given: dict[str, Rows]) -> list[str]:
 
 
 def _contents(rows: Rows) -> list[tuple[str, str]]:
+    if "context" in rows.roles:
+        return [(a.strip(), b.strip()) for a, b in zip(rows["question"], rows["context"])]
+    if "tokens" in rows.roles:
+        return [(" ".join(words), "") for words in rows["tokens"]]
     pairs = rows.text_pair or [""] * len(rows)
     return [(a.strip(), b.strip()) for a, b in zip(rows.text, pairs)]

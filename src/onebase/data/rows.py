@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from onebase.errors import DataError
 
-Kind = Literal["classification", "causal-lm", "completion"]
-KINDS: tuple[Kind, ...] = ("classification", "causal-lm", "completion")
+Kind = Literal["classification", "causal-lm", "completion", "tokens", "qa", "masked-lm"]
+KINDS: tuple[Kind, ...] = ("classification", "causal-lm", "completion", "tokens", "qa", "masked-lm")
 SPLITS = ("train", "validation", "test")
+_BY_POSITION = ("text", "text_pair", "label", "completion")
 
 # A plain decimal number. float() would also take "nan", "inf" and "1_000", which are names of classes.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?", re.ASCII)
@@ -33,21 +34,59 @@ class Rows:
     """the label of each row exactly as written, for classification"""
     completion: tuple[str, ...] | None = None
     """what should follow each prompt, for completion"""
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    """the words of each row, for tokens"""
+    tags: tuple[tuple[str, ...], ...] | None = None
+    """one tag for each of `tokens`"""
+    spans: tuple[tuple[tuple[int, int, str], ...], ...] | None = None
+    """(start, end, label) of the labelled pieces of each text, for tokens given as text"""
+    question: tuple[str, ...] | None = None
+    """the question of each row, for qa"""
+    context: tuple[str, ...] | None = None
+    """where the answer to each question stands"""
+    answers: tuple[tuple[tuple[str, int], ...], ...] | None = None
+    """(text, start) of the right answers in each context, () where there is none"""
 
     def __post_init__(self) -> None:
-        sizes = {f.name: len(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+        sizes = {role: len(self[role]) for role in self.roles}
         if len(set(sizes.values())) > 1:
             raise DataError(f"the columns of Rows differ in length: {sizes}. Give every row every column.")
 
     def __len__(self) -> int:
-        return len(self.text)
+        return len(self[self.roles[0]])
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that have a column; kinds without a text leave `text` empty."""
+        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        without = not self.text and any(role in ("tokens", "question") for role in given)
+        return tuple(role for role in given if role != "text" or not without)
+
+    def __getitem__(self, role: str) -> tuple[Any, ...]:
+        """Return the column of a role.
+
+        Raises:
+            DataError: there is none; the message lists those there are.
+        """
+        column = getattr(self, role, None)
+        if column is None:
+            raise DataError(f"these rows have no {role!r}; they have {', '.join(self.roles)}")
+        return column
+
+    def get(self, role: str) -> tuple[Any, ...] | None:
+        """Return the column of a role, None where there is none."""
+        return self[role] if role in self.roles else None
+
+    def place(self, index: int) -> str:
+        """Name a row in messages."""
+        return f"row {index + 1}"
 
     def joined(self, other: Rows) -> Rows:
         """Return these rows followed by those of `other`, which has the same columns."""
         joined: dict[str, Any] = {}
         for field in fields(self):
             one, two = getattr(self, field.name), getattr(other, field.name)
-            joined[field.name] = None if one is None else (*one, *two)
+            joined[field.name] = None if one is None or two is None else (*one, *two)
         return Rows(**joined)
 
     def select(self, indices: Iterable[int]) -> Rows:
@@ -66,7 +105,7 @@ class Rows:
         taken = {}
         for field in fields(self):
             column = getattr(self, field.name)
-            taken[field.name] = None if column is None else tuple(column[i] for i in wanted)
+            taken[field.name] = tuple(column[i] for i in wanted) if field.name in self.roles else column
         return Rows(**taken)
 
 
@@ -134,7 +173,9 @@ def digest_of(kind: str, splits: dict[str, Rows]) -> str:
     sha = hashlib.sha256(f"onebase data 1 {kind}\n".encode())
     for name in SPLITS:
         rows = splits[name]
-        columns = [getattr(rows, field.name) for field in fields(rows)]
+        # The first four by position, so that the digest of a kind never depends on what other kinds have.
+        columns = [rows.get(role) for role in _BY_POSITION]
+        columns += [rows[role] for role in rows.roles if role not in _BY_POSITION]
         sha.update(f"{name} {len(rows)}\n".encode())
         for i in range(len(rows)):
             # JSON in ASCII keeps row and column borders unambiguous, and takes lone surrogates.

@@ -159,7 +159,14 @@ def _strata(rows: Rows) -> Sequence[str]:
 
 
 def _keys(rows: Rows) -> list[str]:
-    """Give what makes two rows the same: the text, or both texts, without white space at the ends."""
+    """Give what makes two rows the same: the text, or both texts, without white space at the ends.
+
+    Questions about one context are never on two sides: an answer that was trained on would give others away.
+    """
+    if "context" in rows.roles:
+        return [context.strip() for context in rows["context"]]
+    if "tokens" in rows.roles:
+        return [" ".join(words) for words in rows["tokens"]]
     if rows.text_pair is None:
         return [text.strip() for text in rows.text]
     return [f"{a.strip()}\0{b.strip()}" for a, b in zip(rows.text, rows.text_pair)]

@@ -16,6 +16,9 @@ BUILT_IN = {
     "classification": "onebase.tasks.classification",
     "completion": "onebase.tasks.language",
     "features": "onebase.tasks.features",
+    "masked-lm": "onebase.tasks.masked",
+    "qa": "onebase.tasks.qa",
+    "tokens": "onebase.tasks.tokens",
 }
 ENTRY_POINTS = "onebase.tasks"
 
