@@ -17,7 +17,7 @@ LAYERS = [
     {"methods"},
     {"heads", "adapter", "extend", "encode", "statistics"},
     {"store", "data", "tasks"},
-    {"base", "build", "bound", "as_model", "generation", "storing", "loading"},
+    {"base", "build", "bound", "as_model", "filling", "generation", "storing", "loading"},
     {"training", "evaluation", "examples"},
     {"demo"},
     {"cli", "__main__"},

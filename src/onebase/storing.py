@@ -55,7 +55,9 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
             if base.is_encoder_decoder:
                 inputs["decoder_input_ids"] = batch["input_ids"][:, :1]
             with base.use(adapter.name):
-                logits = base.model(**inputs, use_cache=False).logits
+                if base.anatomy.stacks[-1].causal:
+                    inputs["use_cache"] = False
+                logits = base.model(**inputs).logits
             last = (
                 torch.zeros_like(batch["attention_mask"][:, 0])
                 if base.is_encoder_decoder

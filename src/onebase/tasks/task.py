@@ -249,6 +249,16 @@ class Task:
         """Encode texts to be answered: per text its rows (one, or its windows)."""
         raise UnsupportedError(f"a {self.kind} adapter writes text: use base.generate")
 
+    def for_epoch(self, examples: Examples, seed: int, epoch: int) -> Examples:
+        """Return the training rows of an epoch: a function of the seed, the epoch and the rows, so that runs repeat.
+
+        Args:
+            examples: the encoded training rows.
+            seed: of the run.
+            epoch: 1 is the first.
+        """
+        return examples
+
     # -- computing -------------------------------------------------------------------------------------------------
 
     def inputs(self, examples: Examples, index: Sequence[int]) -> list[Encoded]:

@@ -116,8 +116,9 @@ def fit(
     try:
         history.epochs.append({"epoch": 0, **best.metrics})
         for epoch in range(1, settings.epochs + 1):
+            rows = get_task(adapter.task["kind"]).for_epoch(train, settings.seed, epoch)
             with kernels.active():
-                loss = _epoch(base, adapter, train, settings, optimizer, schedule, order, history, steps, report)
+                loss = _epoch(base, adapter, rows, settings, optimizer, schedule, order, history, steps, report)
                 adapter.train(False)
                 checked = score()
                 adapter.train()
