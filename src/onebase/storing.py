@@ -51,7 +51,7 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
             # outputs per token: those of padding depend on the kernel
             values = [(v[: len(row.ids)] if v.dim() > 1 else v).flatten() for v, row in zip(values, rows)]
         else:
-            inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+            inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask")}
             if base.is_encoder_decoder:
                 inputs["decoder_input_ids"] = batch["input_ids"][:, :1]
             with base.use(adapter.name):

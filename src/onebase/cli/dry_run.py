@@ -55,6 +55,7 @@ def show_plan(chosen: Chosen, data: Data, name: str, out: Output) -> None:
 def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     """Return what would be trained, as JSON values."""
     from onebase.build import build_adapter
+    from onebase.data.load import _labels_in
     from onebase.examples import encode
     from onebase.training.run import make_task
     from onebase.training.settings import settings_for
@@ -65,6 +66,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     settings = settings_for(chosen.method.name, chosen.settings_only(data.kind), base.anatomy.hidden_size)
     trainable = build_adapter(base, name, chosen.method, task, 0, empty=True).count()
     examples = encode(base, task, data)["train"]
+    counts = Counter(_labels_in(data.train))
     per_step = settings.batch_size * settings.accumulate
     return {
         "dry_run": True,
@@ -74,7 +76,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
         "data": {"source": data.source, "kind": data.kind, "digest": data.digest, "columns": data.columns},
         "rows": {split: len(getattr(data, split)) for split in SPLITS},
         "splits_made": data.splits_made,
-        "labels": {label: Counter(data.train.label or ())[label] for label in data.labels},
+        "labels": {label: counts[label] for label in data.labels},
         "notes": list(data.notes),
         "method": {"name": chosen.method.name, "settings": chosen.method.settings()},
         "task": task,
@@ -119,8 +121,12 @@ def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int)
     from onebase.encode import render
 
     rows, row = data.train, examples.rows[i]
-    if data.kind == "causal-lm":  # rows are blocks of the joined text, not its paragraphs
+    if data.kind in ("causal-lm", "masked-lm"):  # rows are blocks of the joined text, not its paragraphs
         return {"text": base.tokenizer.decode(row.ids), "label": None, "tokens": len(row.ids), "cut": row.cut}
+    if not rows.text:  # kinds without a text, whose rows may be windows
+        text = base.tokenizer.decode(row.ids)
+        return {"text": text, "label": None, "tokens": len(row.ids), "cut": row.cut}
+    i = i if examples.unit is None else int(examples.unit[i])
     fields = {"text": rows.text[i]}
     if rows.text_pair is not None:
         fields["text_pair"] = rows.text_pair[i]

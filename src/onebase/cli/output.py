@@ -9,6 +9,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Metrics that are shown as per cent; `onebase.tasks.metrics` knows more of them, but imports torch.
+SHARES = ("accuracy", "macro_f1", "weighted_f1", "micro_f1", "entity_f1", "token_accuracy", "answer_f1")
+
 
 class Output:
     """Where a command writes.
@@ -127,7 +130,7 @@ def metric_value(metric: str, value: float | None) -> str:
     """Show a metric in its unit: shares as per cent, anything else with two decimals."""
     if value is None:
         return "-"
-    return percent(value) if metric in ("accuracy", "macro_f1", "weighted_f1") else f"{value:.2f}"
+    return percent(value) if metric in SHARES else f"{value:.2f}"
 
 
 def metric_range(metric: str, value: float | None, interval: Sequence[float] | None) -> str:

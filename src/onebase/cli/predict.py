@@ -15,6 +15,7 @@ from onebase.cli.output import Output, count, percent, plain, shorten
 if TYPE_CHECKING:
     from onebase.base import Base, Prediction
     from onebase.cli.texts import Texts
+    from onebase.tasks import Span
 
 WIDTH = 60  # characters of a text in a table
 
@@ -51,7 +52,7 @@ def predict(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Label texts with stored adapters, in one mixed batch.
+    """Label texts with stored adapters, in one mixed batch; answer questions (TEXT) from contexts (--pair).
 
     Texts come from the command line, from --file, or from standard input (one per line). The name "base" stands for
     the base without adapter; it gives embeddings, with --json or --out FILE.jsonl.
@@ -129,6 +130,8 @@ def _read(
     store = Store()
     configs = [store.resolve(ref).config for ref in refs if ref != PLAIN]
     trained_on = configs[0].provenance.get("data", {}).get("columns", {}) if configs else {}
+    if "question" in trained_on:
+        trained_on = {"text": trained_on["question"], "text_pair": trained_on["context"]}
     wants_pair = any(config.task.get("pair") for config in configs)
     return read_texts(
         texts, file, text=text, text_pair=text_pair, pair=pair, trained_on=trained_on, wants_pair=wants_pair
@@ -161,8 +164,7 @@ def _show(base: Base, given: Texts, answers: dict[str, list[Prediction]], write:
     for i, text in enumerate(given.texts):
         row: list[Any] = [shorten(text, WIDTH), *([shorten(given.pairs[i], WIDTH)] if given.pairs else [])]
         for predictions in answers.values():
-            best = predictions[i]
-            row += ["(embedding)", ""] if best.label is None else [best.label, percent(best.probabilities[best.label])]
+            row += _cells(predictions[i])
         rows.append(row)
     out.table(columns, rows, right=[f"p({ref})" for ref in answers])
 
@@ -183,10 +185,32 @@ def _answer(prediction: Prediction) -> dict[str, Any]:
     return prediction.facts()
 
 
+def _cells(best: Prediction) -> list[str]:
+    """Return what a prediction says and how sure it is, for people."""
+    if best.spans is not None:
+        shown = [f"{span.text} ({span.label})" if span.label and span.text else _said(span) for span in best.spans]
+        entities = any(span.label and span.text for span in best.spans)
+        shown, sure = (shown, best.spans) if entities else (shown[:1], best.spans[:1])
+        return [", ".join(shown) or "(nothing)", ", ".join(percent(span.probability) for span in sure)]
+    return ["(embedding)", ""] if best.label is None else [best.label, percent(best.probabilities[best.label])]
+
+
+def _said(span: Span) -> str:
+    return span.text or f"({span.label})"
+
+
 def _counts(predictions: list[Prediction]) -> dict[str, int]:
     from collections import Counter
 
-    return dict(Counter(p.label or "embedding" for p in predictions).most_common())
+    found: Counter[str] = Counter()
+    for best in predictions:
+        if best.spans is None:
+            found[best.label or "embedding"] += 1
+        elif any(span.label and span.text for span in best.spans):  # entities, by what they are
+            found.update(span.label for span in best.spans)
+        else:  # answers: only the best one counts
+            found[(best.spans[0].label or "answer") if best.spans else "nothing"] += 1
+    return dict(found.most_common())
 
 
 def _write(path: Path, given: Texts, answers: dict[str, list[Prediction]]) -> None:
@@ -204,6 +228,9 @@ def _write(path: Path, given: Texts, answers: dict[str, list[Prediction]]) -> No
             return
         for ref, found in answers.items():
             for row, best in zip(rows, found):
+                if best.spans is not None:
+                    row[f"{ref}.spans"] = json.dumps(plain(best.spans), ensure_ascii=False)
+                    continue
                 row[f"{ref}.label"] = best.label
                 row[f"{ref}.probability"] = "" if best.label is None else f"{best.probabilities[best.label]:.6f}"
         writer = csv.DictWriter(stream, list(rows[0]))

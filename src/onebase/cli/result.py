@@ -45,7 +45,7 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     if run.ref:
         out.line()
         out.line("Next:")
-        for command in next_commands(run, data.train.text_pair is not None):
+        for command in next_commands(run, data.train.text_pair is not None or run.kind == "qa"):
             out.line(f"  {command}")
 
 

@@ -35,7 +35,7 @@ def train(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", rich_help_panel=o.DATA, help="classification, causal-lm or completion. Default: by columns."
+            metavar="KIND", rich_help_panel=o.DATA, help="Such as classification, tokens or qa. Default: by columns."
         ),
     ] = None,
     text: o.TextColumn = None,

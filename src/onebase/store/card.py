@@ -15,7 +15,8 @@ PIPELINES = {
     "classification": "text-classification",
     "regression": "text-classification",
     "tokens": "token-classification",
-    "spans": "question-answering",
+    "qa": "question-answering",
+    "masked-lm": "fill-mask",
     "embedding": "sentence-similarity",
     "generation": "text-generation",
 }
@@ -72,11 +73,19 @@ def _body(config: AdapterConfig) -> Iterator[str]:
     yield from ("", "## Use", "", "```python", "import onebase as ob", "")
     yield f"base = ob.load_base({_quote(_base_name(base.id))})"
     yield f'base.load("{config.name}@{config.version}")'
-    yield f'base.predict(["some text"], adapter="{config.name}")'
+    yield _use(kind, config.name)
     yield from ("```", "", "## Limits", "")
     yield f"- It fits only the base with the fingerprint {_code(base.fingerprint)}; any other is refused."
     yield "- It was trained on one data set; measure it on your own texts before relying on it."
     yield "- Whatever the base cannot represent, or has learned wrongly, an adapter rarely repairs."
+
+
+def _use(kind: str, name: str) -> str:
+    if kind == "qa":
+        return f'base.predict(["some question"], pairs=["its context"], adapter="{name}")'
+    if kind == "masked-lm":
+        return f'base.fill(["some [MASK] text"], adapter="{name}")  # or the mask token of your base'
+    return f'base.predict(["some text"], adapter="{name}")'
 
 
 def _items(values: Mapping[str, Any]) -> Iterator[str]:
