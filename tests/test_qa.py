@@ -176,12 +176,7 @@ def test_virtual_tokens_do_not_shift_answers(family: str, tokenizer: Any) -> Non
         logits = base.adapters["a"].head(states)[len(ids) :]  # type: ignore[misc]
         (expected, *_), _ = candidates([row], [logits], context, spec["answer_length"], 5)
         mixed = base.predict([question] * 3, ["a", "x", "a"], pairs=[context, context, context + " " + context])
-        assert (
-            mixed[0].spans is not None and mixed[0].spans == base.predict(question, "a", pairs=context)[0].spans
-        ) or (
-            mixed[0].spans[0].start,
-            mixed[0].spans[0].end,
-        ) == (expected.start, expected.end)
+        assert mixed[0].spans is not None
         best = mixed[0].spans[0]
         assert (best.start, best.end) == (expected.start, expected.end)
         assert best.probability == pytest.approx(float(torch.tensor(expected.score).exp()), rel=1e-3)
@@ -204,7 +199,6 @@ def test_the_margin_is_the_best_of_all() -> None:
 
 def test_a_run_scores_and_answers(base: ob.Base, run: ob.Run) -> None:
     assert run.metric == "answer_f1" and run.kind == "qa" and run.value > 0.7
-    assert {"exact_match", "answered_f1", "no_answer_accuracy", "loss"} <= run.metrics.keys()
     assert run.test is not None and run.test.test == "paired bootstrap" and 0 <= run.base_value <= 1
     context = "Note 7.  Omar moved to Lyon in 1955. The weather was cold, and nobody came."
     found = base.predict(["Who moved?", "What did it cost?"], "notes", pairs=[context] * 2)
@@ -215,6 +209,7 @@ def test_a_run_scores_and_answers(base: ob.Base, run: ob.Run) -> None:
     assert all(0 <= span.probability <= 1 for answer in found for span in answer.spans or ())
     again = ob.evaluate(base, questions(20, none=5, seed=9), "notes")
     assert again.base is not None and again.test is not None and again.adapter.value > 0.6
+    assert {"exact_match", "answered_f1", "no_answer_accuracy", "loss"} <= again.adapter.metrics.keys()
 
 
 def test_an_answer_deep_in_a_long_context_is_found(base: ob.Base, run: ob.Run) -> None:
