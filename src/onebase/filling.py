@@ -46,6 +46,6 @@ def fill_masks(
                     best = torch.softmax(own[place].double(), -1).topk(top)
                     a, b = (encoded[i].offsets or ())[place] or (0, 0)
                     words = [base.tokenizer.decode([word]).strip() for word in best.indices.tolist()]
-                    spans += [Span(a, b, word, "", p) for word, p in zip(words, best.values.tolist())]
+                    spans += [Span(a, b, word, "mask", p) for word, p in zip(words, best.values.tolist())]
             found[i] = Prediction(names[i], None, {}, None, encoded[i].cut, spans=tuple(spans))
     return found

@@ -135,7 +135,7 @@ class Span:
     Attributes:
         start, end: character offsets, end excluded.
         text: the piece.
-        label: what it is; '' for an answer to a question.
+        label: what it is: an entity's type, 'mask' for a filled mask, 'no answer'; '' for an answer to a question.
         probability: of the piece, 0 to 1.
     """
 
