@@ -79,6 +79,12 @@ class Base:
         return self.anatomy.stacks[-1].causal and self.model.get_output_embeddings() is not None
 
     @property
+    def has_masked_head(self) -> bool:
+        """Whether the model is an encoder that predicts masked tokens."""
+        encoder = not self.is_encoder_decoder and not self.anatomy.stacks[-1].causal
+        return encoder and type(self.model).__name__.endswith("ForMaskedLM")
+
+    @property
     def adapters(self) -> Mapping[str, Adapter]:
         """The adapters by name; looking up an unknown name raises with the nearest ones."""
         return _Named(self._adapters)
@@ -332,6 +338,8 @@ class Base:
         texts, pairs = ([texts] if isinstance(texts, str) else list(texts)), _listed(pairs)
         names = self._spread(adapter, len(texts))
         self._check_predict(names, texts, pairs)
+        if texts and all(self._spec(name)["kind"] == "masked-lm" for name in names):
+            return self.fill(texts, names, batch_size=batch_size)
         rows = self._encode_each(names, texts, pairs)
         flat = [(i, row) for i, many in enumerate(rows) for row in many]
         order = sorted(range(len(flat)), key=lambda i: len(flat[i][1].ids))
@@ -413,6 +421,31 @@ class Base:
     ) -> Prediction:
         spec, head = self._spec(name), None if name is None else self._adapters[name].head
         return get_task(spec["kind"]).answer(spec, head, name, rows, values, text, pair)
+
+    def fill(
+        self, texts: str | Sequence[str], adapter: AdapterNames = None, *, top: int = 1, batch_size: int = 16
+    ) -> list[Prediction]:
+        """Fill the mask tokens of texts, each with its own adapter, in mixed batches.
+
+        Args:
+            texts: one text or n, with the tokenizer's mask token where words are missing.
+            adapter: one name for all, or n entries; None is the plain base.
+            top: words per mask, most probable first.
+            batch_size: rows per forward.
+
+        Returns:
+            n predictions, whose spans are the words: `top` per mask, where the mask stands in the text.
+
+        Raises:
+            UnsupportedError: the base has no head for masked tokens, or an adapter is for another task.
+            DataError: a text has no mask.
+        """
+        from onebase.filling import fill_masks
+
+        if not isinstance(top, int) or top < 1:
+            raise ConfigError(f"top = {top!r}: expected words per mask, at least 1")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return fill_masks(self, texts, self._spread(adapter, len(texts)), top, batch_size)
 
     def generate(
         self,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onebase.data import Data, Rows
 
 SPLITS = ("train", "validation", "test")
+LOGIT_ROWS = 16  # rows scored at once through an LM head: 256 tokens x 50,000 logits are 51 MB a row in float32
 
 
 def encode(base: Base, spec: Mapping[str, Any], data: Data, tokenizer: Any = None) -> dict[str, Examples]:
@@ -175,6 +176,9 @@ def run_examples(
     """Run a split without gradients; see `forward`."""
     sums, counts = torch.zeros(len(examples)), torch.zeros(len(examples))
     values: list[Tensor | None] = [None] * len(examples)
+    kind = (base.adapters[name].task if name is not None else spec or {})["kind"]
+    if get_task(kind).surface == "logits":
+        batch_size = min(batch_size, LOGIT_ROWS)
     with torch.no_grad():
         for index in examples.batches(range(len(examples)), batch_size):
             part = forward(base, name, examples, index, spec, head)

@@ -118,8 +118,12 @@ def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int)
     from onebase.encode import render
 
     rows, row = data.train, examples.rows[i]
-    if data.kind == "causal-lm":  # rows are blocks of the joined text, not its paragraphs
+    if data.kind in ("causal-lm", "masked-lm"):  # rows are blocks of the joined text, not its paragraphs
         return {"text": base.tokenizer.decode(row.ids), "label": None, "tokens": len(row.ids), "cut": row.cut}
+    if not rows.text and rows.get("query") is None:  # kinds without a text, whose rows may be windows
+        text = base.tokenizer.decode(row.ids)
+        return {"text": text, "label": None, "tokens": len(row.ids), "cut": row.cut}
+    i = i if examples.unit is None else int(examples.unit[i])
     first, second = rows.get("query") or rows.text, rows.get("document") or rows.text_pair
     fields = {"text": first[i]}
     if second is not None:

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # As onebase.tasks.metrics says, which would load torch.
-SHARES = ("accuracy", "macro_f1", "weighted_f1", "micro_f1", "entity_f1", "answer_f1", "relevance")
+SHARES = (
+    "accuracy", "macro_f1", "weighted_f1", "micro_f1", "entity_f1", "token_accuracy", "answer_f1", "relevance"
+)  # fmt: skip
 PLAIN_SHARES = ("spearman", "mrr")
 
 

@@ -51,7 +51,7 @@ def predict(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Label texts with stored adapters, in one mixed batch.
+    """Label texts with stored adapters, in one mixed batch; answer questions (TEXT) from contexts (--pair).
 
     Texts come from the command line, from --file, or from standard input (one per line). The name "base" stands for
     the base without adapter; it gives embeddings, with --json or --out FILE.jsonl.
@@ -129,8 +129,10 @@ def _read(
     store = Store()
     configs = [store.resolve(ref).config for ref in refs if ref != PLAIN]
     trained_on = dict(configs[0].provenance.get("data", {}).get("columns", {}) if configs else {})
-    for role, other in (("text", "query"), ("text_pair", "document")):
-        trained_on.setdefault(role, trained_on.get(other))
+    for role, others in (("text", ("query", "question")), ("text_pair", ("document", "context"))):
+        for other in others:
+            if other in trained_on:
+                trained_on[role] = trained_on[other]
     wants_pair = any(config.task.get("pair") for config in configs)
     return read_texts(
         texts, file, text=text, text_pair=text_pair, pair=pair, trained_on=trained_on, wants_pair=wants_pair
@@ -183,6 +185,11 @@ def _row(given: Texts, answers: dict[str, list[Prediction]], i: int) -> dict[str
 
 def _said(best: Prediction) -> list[str]:
     """Return an answer and its probability as people read them."""
+    if best.spans is not None:
+        entities = any(span.label and span.text for span in best.spans)
+        shown = best.spans if entities else best.spans[:1]
+        words = [f"{s.text} ({s.label})" if s.label and s.text else s.text or f"({s.label})" for s in shown]
+        return [", ".join(words) or "(nothing)", ", ".join(percent(span.probability) for span in shown)]
     if best.label is not None:
         return [best.label, percent(best.probabilities[best.label])]
     if best.labels is not None:
@@ -201,13 +208,23 @@ def _counts(predictions: list[Prediction]) -> dict[str, int]:
 
     found: Counter[str] = Counter()
     for p in predictions:
-        found.update([p.label or ("value" if p.value is not None else "embedding")] if p.labels is None else p.labels)
-        found.update(["(none)"] if p.labels == () else [])
+        if p.spans is not None and any(span.label and span.text for span in p.spans):  # entities, by what they are
+            found.update(span.label for span in p.spans)
+        elif p.spans is not None:  # answers: only the best one counts
+            found[(p.spans[0].label or "answer") if p.spans else "nothing"] += 1
+        elif p.labels is not None:
+            found.update(p.labels or ["(none)"])
+        else:
+            found[p.label or ("value" if p.value is not None else "embedding")] += 1
     return dict(found.most_common())
 
 
 def _cells(best: Prediction) -> dict[str, Any]:
-    """Return an answer as cells of a table: label and probability, labels and every probability, or the number."""
+    """Return an answer as cells of a table: label and probability, every label, the number, or the spans as JSON."""
+    import json
+
+    if best.spans is not None:
+        return {"spans": json.dumps(plain(best.spans), ensure_ascii=False)}
     if best.labels is not None:
         chances = {f"p({label})": f"{chance:.6f}" for label, chance in best.probabilities.items()}
         return {"labels": "|".join(best.labels), **chances}

@@ -17,7 +17,8 @@ PIPELINES = {
     "multilabel": "text-classification",
     "rerank": "text-ranking",
     "tokens": "token-classification",
-    "spans": "question-answering",
+    "qa": "question-answering",
+    "masked-lm": "fill-mask",
     "embedding": "sentence-similarity",
     "generation": "text-generation",
 }
@@ -74,12 +75,20 @@ def _body(config: AdapterConfig) -> Iterator[str]:
     yield from ("", "## Use", "", "```python", "import onebase as ob", "")
     yield f"base = ob.load_base({_quote(_base_name(base.id))})"
     yield f'base.load("{config.name}@{config.version}")'
-    second = ', pairs=["a second text"]' if config.task.get("pair") else ""
-    yield f'base.predict(["some text"], adapter="{config.name}"{second})'
+    yield _use(kind, config.name, bool(config.task.get("pair")))
     yield from ("```", "", "## Limits", "")
     yield f"- It fits only the base with the fingerprint {_code(base.fingerprint)}; any other is refused."
     yield "- It was trained on one data set; measure it on your own texts before relying on it."
     yield "- Whatever the base cannot represent, or has learned wrongly, an adapter rarely repairs."
+
+
+def _use(kind: str, name: str, pair: bool) -> str:
+    if kind == "qa":
+        return f'base.predict(["some question"], pairs=["its context"], adapter="{name}")'
+    if kind == "masked-lm":
+        return f'base.fill(["some [MASK] text"], adapter="{name}")  # or the mask token of your base'
+    second = ', pairs=["a second text"]' if pair else ""
+    return f'base.predict(["some text"], adapter="{name}"{second})'
 
 
 def _items(values: Mapping[str, Any]) -> Iterator[str]:

@@ -45,6 +45,16 @@ def micro_f1(rows: np.ndarray) -> float:
     return 1.0 if hits + extra + missed == 0 else float(2 * hits / (2 * hits + extra + missed))
 
 
+def pooled_share(rows: np.ndarray) -> float:
+    """Compute the share of right parts over all units.
+
+    Args:
+        rows: (n, 2) right parts and all parts of each unit.
+    """
+    right, total = rows.sum(0)
+    return float(right / total) if total else 0.0
+
+
 def rank_correlation(rows: np.ndarray) -> float:
     """Compute Spearman's rank correlation, tied values sharing their mean rank; 0 where either column is constant.
 
@@ -91,6 +101,7 @@ METRICS = {
         Metric("micro_f1", True, True, micro_f1),
         Metric("spearman", True, False, rank_correlation),
         Metric("entity_f1", True, True, micro_f1),
+        Metric("token_accuracy", True, True, pooled_share),
         Metric("answer_f1", True, True, statistics.mean),
         Metric("mrr", True, False, statistics.mean, "plain base"),
         Metric("relevance", True, True, average_precision),

@@ -19,6 +19,9 @@ BUILT_IN = {
     "multilabel": "onebase.tasks.multilabel",
     "regression": "onebase.tasks.regression",
     "rerank": "onebase.tasks.rerank",
+    "masked-lm": "onebase.tasks.masked",
+    "qa": "onebase.tasks.qa",
+    "tokens": "onebase.tasks.tokens",
 }
 ENTRY_POINTS = "onebase.tasks"
 

@@ -142,7 +142,7 @@ class Span:
     Attributes:
         start, end: character offsets, end excluded.
         text: the piece.
-        label: what it is; '' for an answer to a question.
+        label: what it is: an entity's type, 'mask' for a filled mask, 'no answer'; '' for an answer to a question.
         probability: of the piece, 0 to 1.
     """
 
@@ -257,6 +257,16 @@ class Task:
     ) -> list[list[Encoded]]:
         """Encode texts to be answered: per text its rows (one, or its windows)."""
         raise UnsupportedError(f"a {self.kind} adapter writes text: use base.generate")
+
+    def for_epoch(self, examples: Examples, seed: int, epoch: int) -> Examples:
+        """Return the training rows of an epoch: a function of the seed, the epoch and the rows, so that runs repeat.
+
+        Args:
+            examples: the encoded training rows.
+            seed: of the run.
+            epoch: 1 is the first.
+        """
+        return examples
 
     # -- computing -------------------------------------------------------------------------------------------------
 

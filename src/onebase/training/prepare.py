@@ -255,7 +255,8 @@ def _free_name(base: Base, stem: str) -> str:
 
 def _frequent(train: Examples) -> list[int]:
     """Token ids of the training rows, the most frequent first."""
-    ids, counts = torch.tensor([i for row in train.rows for i in row.ids]).unique(return_counts=True)
+    rows = train.facts.get("plain", train.rows)  # rows with masked tokens say nothing about what is frequent
+    ids, counts = torch.tensor([i for row in rows for i in row.ids]).unique(return_counts=True)
     return ids[counts.argsort(descending=True, stable=True)].tolist()
 
 

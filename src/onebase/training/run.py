@@ -199,6 +199,7 @@ def _result(base: Base, prepared: Prepared, result: Evaluation) -> Run:
             f"{len(examples['train'])} windows of at most {spec['max_length']} tokens were made of "
             f"{examples['train'].units} training rows, some of which are longer."
         )
+    notes += examples["train"].facts.get("notes", ())
     parameters = adapter.count()
     total = sum(p.numel() for p in base.model.parameters())
     return Run(
