@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from onebase.data.columns import match_column
 from onebase.data.files import Table
+from onebase.data.messages import as_messages
 from onebase.data.rows import Kind, Rows, are_scores, natural_order
 from onebase.data.splits import FEWEST_ROWS
 from onebase.errors import DataError
@@ -69,7 +71,7 @@ def checked_rows(table: Table, columns: Mapping[str, str], kind: Kind, problems:
             unlabelled = f"; its {len(table)} rows are unlabelled" if role == "label" else ""
             shown = ", ".join(map(repr, table.cells))
             problems.add("missing column", f"{table.name}: no column {wanted!r}{unlabelled}; columns: {shown}")
-    taken: dict[str, list[str]] = {role: [] for role in present}
+    taken: dict[str, list[Any]] = {role: [] for role in present}
     for i in range(len(table)):  # row by row, so that problems come in the order of the file
         for role, column in present.items():
             taken[role].append(_written(table, i, role, column, problems))
@@ -78,7 +80,7 @@ def checked_rows(table: Table, columns: Mapping[str, str], kind: Kind, problems:
     values = {role: tuple(column) for role, column in taken.items()}
     if kind == "completion":
         return Rows(text=values["prompt"], completion=values["completion"])
-    return Rows(text=values["text"], text_pair=values.get("text_pair"), label=values.get("label"))
+    return Rows(**values)
 
 
 def check_classes(tables: Mapping[str, Table], splits: Mapping[str, Rows], column: str, problems: Problems) -> None:
@@ -110,10 +112,18 @@ def check_count(table: Table, rows: Rows, problems: Problems) -> None:
         problems.add("too few rows", f"{table.name}: {len(rows)} rows to train on; expected at least {FEWEST_ROWS}")
 
 
-def _written(table: Table, i: int, role: str, column: str, problems: Problems) -> str:
+def _written(table: Table, i: int, role: str, column: str, problems: Problems) -> Any:
     value = table.cells[column][i]
     what = None
-    if isinstance(value, _NOT_TEXT):
+    if role == "messages":
+        try:
+            return as_messages(value)
+        except ValueError as error:
+            problems.add("conversation that cannot be used", f"{table.name}, {table.unit} {table.places[i]}: {error}")
+            return ()
+    if role == "score" and not _is_missing(value) and str(value).strip() and not _is_finite(value):
+        what = "score that is no finite number"
+    elif isinstance(value, _NOT_TEXT):
         what = f"{role} that is no text (a {type(value).__name__})"
     elif _is_missing(value) or not str(value).strip():
         what = "missing label" if role == "label" else f"empty {role}"
@@ -121,6 +131,13 @@ def _written(table: Table, i: int, role: str, column: str, problems: Problems) -
         return str(value)
     problems.add(what, f"{table.name}, {table.unit} {table.places[i]}, column {column!r}: {what}")
     return ""
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(str(value)))
+    except ValueError:
+        return False
 
 
 def _is_missing(value: Any) -> bool:

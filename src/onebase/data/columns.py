@@ -29,7 +29,28 @@ _NAMES: dict[str, tuple[str, str]] = {
     ),
     "prompt": ("prompt", "instruction input source question query consigne invite entrée"),
     "completion": ("completion", "response output answer target reply réponse reponse sortie cible"),
+    "source": ("source", "src article document dialogue input text texte"),
+    "target": ("target", "tgt summary highlights translation output résumé cible"),
+    "messages": ("messages", "conversations conversation chat dialog"),
+    "anchor": ("anchor", "query question sentence1"),
+    "positive": ("positive", "pos answer sentence2"),
+    "negative": ("negative", "neg hard_negative"),
+    "score": ("score", "label similarity similarity_score rating value target stars note similarité valeur"),
 }
+# Kind -> the roles of its rows.
+ROLES: dict[Kind, tuple[str, ...]] = {
+    "classification": ("text", "text_pair", "label"),
+    "causal-lm": ("text",),
+    "completion": ("prompt", "completion"),
+    "seq2seq": ("source", "target"),
+    "chat": ("messages",),
+    "embeddings": ("anchor", "positive", "negative"),
+    "similarity": ("text", "text_pair", "score"),
+}
+ROLE_NAMES = tuple(dict.fromkeys(role for roles in ROLES.values() for role in roles))
+_OPTIONAL = {("classification", "text_pair"), ("embeddings", "negative")}
+# Roles that only one kind has, under names that nothing else is called.
+_TELLING: dict[str, Kind] = {"messages": "chat", "conversations": "chat", "anchor": "embeddings"}
 # Where nobody said what the task is, only these names mean "complete the prompt"; "question" may be a text.
 _PLAINLY_COMPLETION = {"prompt", "instruction"}
 _NO_CONTENT = {"", "id", "idx", "index", "guid", "uuid", "unnamed: 0"}
@@ -53,9 +74,9 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
     """
     given = {role: _existing(table, role, name) for role, name in asked.items() if name is not None}
     kind = task or _kind_of(table, given)
-    roles = {"classification": ("text", "text_pair", "label"), "causal-lm": ("text",)}.get(
-        kind, ("prompt", "completion")
-    )
+    if kind == "embeddings" and _scored(table, given):
+        kind = "similarity"
+    roles = ROLES[kind]
     if stray := [role for role in given if role not in roles]:
         raise ConfigError(
             f"{table.name}: the option {_option(stray[0])} ({given[stray[0]]!r}) has no meaning for "
@@ -63,7 +84,8 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
         )
     _refuse_one_for_two(table, given)
     found = dict(given)
-    for role in ("label", "text_pair", "text", "prompt", "completion"):
+    for role in ("label", "score", "text_pair", "text", "prompt", "completion", *ROLES["seq2seq"], *ROLES["chat"],
+                 *ROLES["embeddings"]):  # fmt: skip
         if role in roles and role not in found and (name := _by_name(table, role, found)):
             found[role] = name
     if kind == "classification":
@@ -71,7 +93,7 @@ def find_columns(table: Table, asked: Mapping[str, str | None], task: Kind | Non
     elif kind == "causal-lm" and "text" not in found and len(rest := _rest(table, found)) == 1:
         found["text"] = rest[0]
     for role in roles:
-        if role not in found and role != "text_pair":
+        if role not in found and (kind, role) not in _OPTIONAL:
             raise _cannot_tell(table, role, list(table.cells), kind)
     return kind, {role: found[role] for role in roles if role in found}
 
@@ -92,11 +114,16 @@ def _existing(table: Table, role: str, name: str) -> str:
 
 
 def _kind_of(table: Table, given: Mapping[str, str]) -> Kind:
+    for own, roles in ROLES.items():
+        if own not in ("classification", "completion") and given.keys() & (set(roles) - {"text", "text_pair"}):
+            return own
     if given.keys() & {"text", "text_pair", "label"}:
         return "classification"
     if given.keys() & {"prompt", "completion"}:
         return "completion"
     plain = {_plain(column) for column in table.cells}
+    if telling := [kind for column, kind in _TELLING.items() if column in plain]:
+        return telling[0]
     if plain & _PLAINLY_COMPLETION and _matches(table, "completion", {}):
         if _NAMES["label"][0] in plain:
             raise DataError(
@@ -105,6 +132,17 @@ def _kind_of(table: Table, given: Mapping[str, str]) -> Kind:
             )
         return "completion"
     return "classification"
+
+
+def _scored(table: Table, given: Mapping[str, str]) -> bool:
+    """Say whether rows for embeddings are pairs with a similarity, rather than anchors with what belongs to them."""
+    if given.keys() & {"anchor", "positive", "negative"}:
+        return False
+    names = {_plain(column) for column in table.cells}
+    return bool(given.keys() & {"text_pair", "score"}) or (
+        "anchor" not in names and "positive" not in names and bool(_matches(table, "score", {}))
+        and bool(_matches(table, "text_pair", {}))
+    )  # fmt: skip
 
 
 def _by_name(table: Table, role: str, found: Mapping[str, str]) -> str | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebase.data.check import Problems, check_classes, check_count, checked_rows
-from onebase.data.columns import find_columns
+from onebase.data.columns import ROLE_NAMES, find_columns
 from onebase.data.files import Table, read_source
 from onebase.data.rows import KINDS, SPLITS, Data, Kind, Rows, are_scores, digest_of, natural_order
-from onebase.data.splits import make_splits, sample
+from onebase.data.splits import _keys, make_splits, sample
 from onebase.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def load(
     source: Source,
+    /,
     *,
     task: str | None = None,
     text: str | None = None,
@@ -31,6 +32,7 @@ def load(
     completion: str | None = None,
     seed: int = 0,
     limit: int | None = None,
+    **roles: str | None,
 ) -> Data:
     """Read data, find its columns, check every row, and split it where it does not come split.
 
@@ -40,8 +42,9 @@ def load(
         source: a .csv, .tsv, .jsonl or .txt file; a folder with files train, validation (or valid, val, dev)
             and test of one of these kinds; a pandas DataFrame; a list of dicts; or a dict of split -> one
             of the latter two.
-        task: "classification", "causal-lm" or "completion"; by default what the columns say. A .txt is
-            always "causal-lm".
+        task: one of `KINDS`: "classification", "causal-lm", "completion", "seq2seq", "chat", "embeddings" ...; by
+            default what the columns say. A .txt is always "causal-lm". Rows for embeddings with two texts and a
+            score become "similarity".
         text: column of the text; found by name, or by content, where not given. Likewise for the next four.
         text_pair: column of the second text, for pairs.
         label: column of the label.
@@ -49,6 +52,7 @@ def load(
         completion: column of the completion.
         seed: which rows are held out and sampled; the same seed gives the same rows on every machine.
         limit: the most rows of each split to keep (a stratified sample); None keeps all.
+        roles: columns of the roles of other kinds: source, target, messages, anchor, positive, negative, score.
 
     Returns:
         The data. Without a test file in a folder `test` is empty, which `notes` says.
@@ -65,10 +69,14 @@ def load(
         (('bad', 'good'), 32, 4, 4)
     """
     kind = _checked_task(task)
+    for role in roles:
+        if role not in ROLE_NAMES:
+            raise unknown("role of a column", role, ROLE_NAMES)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1 row, or None for all rows.")
     name, tables = read_source(source)
     asked = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}
+    asked |= roles
     kind, columns = _roles(tables, asked, kind, name)
     given = _checked_splits(name, tables, columns, kind)
     running = tables["train"].running
@@ -166,14 +174,9 @@ def _notes_on(labels: tuple[str, ...], given: dict[str, Rows]) -> list[str]:
         for same in alike.values()
         if len(same) > 1
     ]
-    known = set(_contents(given["train"]))
+    known = set(_keys(given["train"]))
     for split in given:
-        shared = sum(content in known for content in _contents(given[split])) if split != "train" else 0
+        shared = sum(content in known for content in _keys(given[split])) if split != "train" else 0
         if shared:
             notes.append(f"{shared} rows of {split} have a text that is also in train; they are kept as given.")
     return notes
-
-
-def _contents(rows: Rows) -> list[tuple[str, str]]:
-    pairs = rows.text_pair or [""] * len(rows)
-    return [(a.strip(), b.strip()) for a, b in zip(rows.text, pairs)]

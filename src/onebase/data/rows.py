@@ -1,4 +1,4 @@
-"""The rows of a data set once it is read, checked and split: plain tuples of strings."""
+"""The rows of a data set once it is read, checked and split: a tuple of strings (or messages) per role."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from onebase.errors import DataError
 
-Kind = Literal["classification", "causal-lm", "completion"]
-KINDS: tuple[Kind, ...] = ("classification", "causal-lm", "completion")
+Kind = Literal["classification", "causal-lm", "completion", "seq2seq", "chat", "embeddings", "similarity"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SPLITS = ("train", "validation", "test")
 
 # A plain decimal number. float() would also take "nan", "inf" and "1_000", which are names of classes.
@@ -33,14 +33,45 @@ class Rows:
     """the label of each row exactly as written, for classification"""
     completion: tuple[str, ...] | None = None
     """what should follow each prompt, for completion"""
+    source: tuple[str, ...] | None = None
+    """what is turned into `target`, for seq2seq"""
+    target: tuple[str, ...] | None = None
+    """the text to write, for seq2seq"""
+    messages: tuple[tuple[dict[str, Any], ...], ...] | None = None
+    """conversations of {role, content, ...}, for chat"""
+    anchor: tuple[str, ...] | None = None
+    """a text, for embeddings"""
+    positive: tuple[str, ...] | None = None
+    """a text that belongs to the anchor, for embeddings"""
+    negative: tuple[str, ...] | None = None
+    """a text that does not belong to the anchor, for embeddings; optional"""
+    score: tuple[str, ...] | None = None
+    """a number, for similarity: how alike text and text_pair are, in any range"""
 
     def __post_init__(self) -> None:
-        sizes = {f.name: len(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # rows of other roles have no text
+        sizes = {role: len(v) for role, v in given.items() if v is not None and (v or role != "text")}
         if len(set(sizes.values())) > 1:
             raise DataError(f"the columns of Rows differ in length: {sizes}. Give every row every column.")
 
     def __len__(self) -> int:
-        return len(self.text)
+        return max(len(getattr(self, field.name) or ()) for field in fields(self))
+
+    def __getitem__(self, role: str) -> tuple[Any, ...]:
+        """Return the column of a role.
+
+        Raises:
+            DataError: there is none; the message lists those there are.
+        """
+        column = self.get(role)
+        if column is None:
+            there = ", ".join(field.name for field in fields(self) if getattr(self, field.name)) or "no columns"
+            raise DataError(f"these rows have no {role!r}; they have {there}")
+        return column
+
+    def get(self, role: str) -> tuple[Any, ...] | None:
+        """Return the column of a role, None where there is none."""
+        return getattr(self, role, None)
 
     def joined(self, other: Rows) -> Rows:
         """Return these rows followed by those of `other`, which has the same columns."""
@@ -66,7 +97,7 @@ class Rows:
         taken = {}
         for field in fields(self):
             column = getattr(self, field.name)
-            taken[field.name] = None if column is None else tuple(column[i] for i in wanted)
+            taken[field.name] = column if not column else tuple(column[i] for i in wanted)
         return Rows(**taken)
 
 
@@ -135,6 +166,8 @@ def digest_of(kind: str, splits: dict[str, Rows]) -> str:
     for name in SPLITS:
         rows = splits[name]
         columns = [getattr(rows, field.name) for field in fields(rows)]
+        # The first four columns enter by position, also where there are none: digests stay what they were.
+        columns = [column or None for column in columns[:4]] + [column for column in columns[4:] if column]
         sha.update(f"{name} {len(rows)}\n".encode())
         for i in range(len(rows)):
             # JSON in ASCII keeps row and column borders unambiguous, and takes lone surrogates.

@@ -7,6 +7,7 @@ every machine and version, in whatever order they are listed.
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -160,6 +161,11 @@ def _strata(rows: Rows) -> Sequence[str]:
 
 def _keys(rows: Rows) -> list[str]:
     """Give what makes two rows the same: the text, or both texts, without white space at the ends."""
+    if rows.messages is not None:
+        return [json.dumps(messages, sort_keys=True) for messages in rows.messages]
+    for own in (rows.source, rows.anchor):
+        if own is not None:
+            return [text.strip() for text in own]
     if rows.text_pair is None:
         return [text.strip() for text in rows.text]
     return [f"{a.strip()}\0{b.strip()}" for a, b in zip(rows.text, rows.text_pair)]
