@@ -119,7 +119,7 @@ def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int)
     from onebase.encode import render
 
     rows, row = data.train, examples.rows[i]
-    if data.kind == "causal-lm":  # rows are blocks of the joined text, not its paragraphs
+    if data.kind == "causal-lm" or not rows.text:  # blocks of the joined text, conversations, ...: as the base reads
         return {"text": base.tokenizer.decode(row.ids), "label": None, "tokens": len(row.ids), "cut": row.cut}
     fields = {"text": rows.text[i]}
     if rows.text_pair is not None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from onebase.methods.method import Method
 
 # What `train` takes beside training settings and the method, by kind of value.
-COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
+COLUMNS = ("text", "text_pair", "label", "prompt", "completion", "source", "target", "messages", "anchor", "positive")
+COLUMNS += ("negative", "score")
 TEXTS = ("base", "data", "name", "task", *COLUMNS, "template", "pooling", "device", "dtype")
 NUMBERS = ("limit", "max_length")
 SWITCHES = ("dry_run", "no_save")

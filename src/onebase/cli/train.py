@@ -35,7 +35,9 @@ def train(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", rich_help_panel=o.DATA, help="classification, causal-lm or completion. Default: by columns."
+            metavar="KIND",
+            rich_help_panel=o.DATA,
+            help="Such as classification, seq2seq, chat, embeddings. Default: by columns.",
         ),
     ] = None,
     text: o.TextColumn = None,
@@ -50,7 +52,8 @@ def train(
         int | None, typer.Option(metavar="N", rich_help_panel=o.DATA, help="Tokens per row, at most.")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=o.DATA, help="Such as 'Review: {text}'.")
+        str | None,
+        typer.Option(metavar="TEXT", rich_help_panel=o.DATA, help="Such as 'Review: {text}'; for chats chatml."),
     ] = None,
     pooling: Annotated[
         str | None, typer.Option(metavar="HOW", rich_help_panel=o.DATA, help="mean, first or last token.")
@@ -138,13 +141,14 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
 
 def _load(chosen: Chosen, out: Output) -> Data:
     """Read the data, and check every setting against it before a base is loaded."""
+    from onebase.cli.merge import COLUMNS
     from onebase.data import load
     from onebase.tasks import get_task
     from onebase.training.settings import Settings, settings_for
 
     if chosen.get("data") is None:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
-    columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
+    columns = {key: chosen.get(key) for key in ("task", *COLUMNS, "limit")}
     of_training = {key: value for key, value in chosen.settings.items() if key in Settings.__dataclass_fields__}
     settings_for(chosen.method.name, of_training)
     found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)

@@ -49,7 +49,17 @@ ROLES: dict[Kind, tuple[str, ...]] = {
 }
 ROLE_NAMES = tuple(dict.fromkeys(role for roles in ROLES.values() for role in roles))
 _OPTIONAL = {("classification", "text_pair"), ("embeddings", "negative")}
-# Roles that only one kind has, under names that nothing else is called.
+# Roles that only one kind has.
+_OWN_ROLES: dict[str, Kind] = {
+    "source": "seq2seq",
+    "target": "seq2seq",
+    "messages": "chat",
+    "anchor": "embeddings",
+    "positive": "embeddings",
+    "negative": "embeddings",
+    "score": "similarity",
+}
+# Columns that tell the kind, under names that nothing else is called.
 _TELLING: dict[str, Kind] = {"messages": "chat", "conversations": "chat", "anchor": "embeddings"}
 # Where nobody said what the task is, only these names mean "complete the prompt"; "question" may be a text.
 _PLAINLY_COMPLETION = {"prompt", "instruction"}
@@ -114,16 +124,17 @@ def _existing(table: Table, role: str, name: str) -> str:
 
 
 def _kind_of(table: Table, given: Mapping[str, str]) -> Kind:
-    for own, roles in ROLES.items():
-        if own not in ("classification", "completion") and given.keys() & (set(roles) - {"text", "text_pair"}):
+    for role, own in _OWN_ROLES.items():
+        if role in given:
             return own
     if given.keys() & {"text", "text_pair", "label"}:
         return "classification"
     if given.keys() & {"prompt", "completion"}:
         return "completion"
     plain = {_plain(column) for column in table.cells}
-    if telling := [kind for column, kind in _TELLING.items() if column in plain]:
-        return telling[0]
+    for column, own in _TELLING.items():
+        if column in plain:
+            return own
     if plain & _PLAINLY_COMPLETION and _matches(table, "completion", {}):
         if _NAMES["label"][0] in plain:
             raise DataError(

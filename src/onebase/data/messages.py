@@ -36,6 +36,11 @@ def as_messages(value: Any, *, answered: bool = True) -> tuple[dict[str, Any], .
     return messages
 
 
+def is_conversation(value: Any) -> bool:
+    """Say whether a value is a list of messages, rather than a text or token ids."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
+
+
 def _message(item: Any, number: int) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise ValueError(f"message {number} is no object: {_short(item)}")

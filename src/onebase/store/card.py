@@ -17,7 +17,12 @@ PIPELINES = {
     "tokens": "token-classification",
     "spans": "question-answering",
     "embedding": "sentence-similarity",
-    "generation": "text-generation",
+    "embeddings": "feature-extraction",
+    "similarity": "sentence-similarity",
+    "causal-lm": "text-generation",
+    "completion": "text-generation",
+    "chat": "text-generation",
+    "seq2seq": "text2text-generation",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LABELS_SHOWN = 20  # a reader scans that many; the config has all
@@ -72,7 +77,8 @@ def _body(config: AdapterConfig) -> Iterator[str]:
     yield from ("", "## Use", "", "```python", "import onebase as ob", "")
     yield f"base = ob.load_base({_quote(_base_name(base.id))})"
     yield f'base.load("{config.name}@{config.version}")'
-    yield f'base.predict(["some text"], adapter="{config.name}")'
+    verb = "generate" if PIPELINES.get(kind, "").endswith("generation") else "predict"
+    yield f'base.{verb}(["some text"], adapter="{config.name}")'
     yield from ("```", "", "## Limits", "")
     yield f"- It fits only the base with the fingerprint {_code(base.fingerprint)}; any other is refused."
     yield "- It was trained on one data set; measure it on your own texts before relying on it."

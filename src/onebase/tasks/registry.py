@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 # kind -> module that registers it
 BUILT_IN = {
     "causal-lm": "onebase.tasks.language",
+    "chat": "onebase.tasks.chat",
     "classification": "onebase.tasks.classification",
     "completion": "onebase.tasks.language",
+    "embeddings": "onebase.tasks.embeddings",
     "features": "onebase.tasks.features",
+    "seq2seq": "onebase.tasks.seq2seq",
+    "similarity": "onebase.tasks.embeddings",
 }
 ENTRY_POINTS = "onebase.tasks"
 

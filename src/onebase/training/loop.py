@@ -15,6 +15,7 @@ from onebase.adapter import Adapter
 from onebase.errors import TrainingError
 from onebase.examples import forward
 from onebase.tasks import Examples, get_task
+from onebase.training.cached import backward_cached, exceeds
 from onebase.training.kernels import MICRO, choose_kernels
 from onebase.training.settings import Settings
 
@@ -197,16 +198,19 @@ def _accumulate(base: Base, adapter: Adapter, train: Examples, batch: list[int],
     Sums and counts are added up apart: the mean is over all targets of the batch, never a mean of the micro-batches'
     means. Micro-batches hold rows of similar length, so that little of the work is padding.
     """
+    piece = size
     if get_task(adapter.task["kind"]).whole_batch:
         size = len(batch)
     elif base.device.type == "cpu":
         size = min(size, MICRO)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for micro in train.batches(batch, size):
-        part = forward(base, adapter.name, train, micro)
-        loss = part.sums.sum()
-        loss.backward()
-        total += loss.detach().double().cpu()
+        if exceeds(adapter.task, train, micro):
+            part = backward_cached(base, adapter, train, micro, MICRO if base.device.type == "cpu" else piece)
+        else:
+            part = forward(base, adapter.name, train, micro)
+            part.sums.sum().backward()
+        total += part.sums.detach().double().sum().cpu()
         count += part.counts.sum().double().cpu()
     for parameter in adapter.parameters():
         if parameter.grad is not None:

@@ -14,8 +14,9 @@ import torch
 from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
 from onebase.data import Data, load
+from onebase.data.columns import ROLE_NAMES
 from onebase.errors import ConfigError, DataError
-from onebase.evaluation import Evaluation, evaluate_examples, score, score_base
+from onebase.evaluation import Evaluation, evaluate_examples, score, score_base, with_extras
 from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
@@ -115,17 +116,20 @@ def train(
         method: a method or its shorthand.
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
-        task: 'classification', 'causal-lm' or 'completion'; found from the data by default.
+        task: 'classification', 'causal-lm', 'completion', 'seq2seq', 'chat', 'embeddings' ...; found from the data by
+            default.
         text, text_pair, label, prompt, completion: columns; found by default.
         limit: use at most this many training rows.
         max_length: tokens per row; what the base takes, at most 512, or blocks of 256 for plain text.
-        template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``.
+        template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``; for conversations "chatml" or a Jinja
+            template, the tokenizer's own by default.
         pooling: 'mean', 'first' or 'last'; the family's by default.
         store: where to store; the user's store by default.
         report: receives progress.
         provenance: further facts to keep with the stored adapter.
         settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
-            class_weights or windows (see `onebase.tasks`).
+            class_weights or windows (see `onebase.tasks`), and the columns of further roles: source, target, messages,
+            anchor, positive, negative, score.
 
     Returns:
         The run. The adapter stays attached, with its best epoch.
@@ -143,7 +147,7 @@ def train(
     chosen_seed = settings.get("seed") or 0
     found = _load(
         data, task=task, text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion,
-        limit=limit, seed=chosen_seed,
+        limit=limit, seed=chosen_seed, **{role: settings.pop(role) for role in ROLE_NAMES if role in settings},
     )  # fmt: skip
     options = {key: settings.pop(key) for key in list(settings) if key in get_task(found.kind).options}
     spec = make_task(base, found, max_length=max_length, template=template, pooling=pooling, **options)
@@ -250,7 +254,8 @@ def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], dat
             head.to(base.device).requires_grad_(False)
             found = run_examples(base, None, examples["validation"], 64, spec, head)
             get_task(spec["kind"]).finish(spec, head, examples["validation"], found)
-        scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
+        split = examples["test" if len(examples["test"]) else "validation"]
+        scores = with_extras(base, spec, None, split, score_base(base, spec, head, split))
         while len(base._baselines) >= KEPT_BASELINES:
             base._baselines.pop(next(iter(base._baselines)))
         base._baselines[key] = (head, scores)
