@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from families import make
+from families import TEXTS, make
 from typer.testing import CliRunner
 
 import onebase as ob
@@ -21,12 +22,13 @@ from onebase.statistics import spearman
 from onebase.store import Store
 from onebase.tasks import Examples, get_task
 from onebase.tasks.embeddings import positive_ranks, right_too
+from onebase.tasks.metrics import rank_correlation
 from onebase.training.cached import backward_cached, exceeds
 from onebase.training.run import make_task
 
 SHARED = Path(__file__).parents[2] / "shared"
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
-WORDS = "the cold river runs under old bridge and road a small bird sings in tall tree before rain comes down".split()
+WORDS = list(dict.fromkeys(" ".join(TEXTS).split()))
 THINGS = ["kettle", "chair", "phone", "hotel", "soup", "train", "lamp", "jacket", "garden", "novel"]
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -49,8 +51,8 @@ def questions(count: int = 100) -> list[dict[str, str]]:
 
 def similarities(count: int = 40) -> list[dict[str, Any]]:
     return [
-        {"text": " ".join(WORDS[i % 9 : i % 9 + 5]), "text_pair": " ".join(WORDS[(i * 3) % 11 :][:4]), "score": i % 6 - 2.5}
-        for i in range(count)
+        {"text": " ".join(WORDS[a : a + 5]), "text_pair": " ".join(WORDS[b : b + 4]), "score": i % 6 - 2.5}
+        for i, a, b in ((i, i % 9, i * 3 % 11) for i in range(count))
     ]  # fmt: skip
 
 
@@ -184,6 +186,12 @@ def test_training_in_two_passes_is_training_in_one(tiny: ob.Base) -> None:
     assert ends[0] == pytest.approx(ends[1], rel=1e-4) and len(ends[0]) == 3
 
 
+def test_the_fast_rank_correlation_is_spearmans() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 2)).round(1)  # with ties
+    assert rank_correlation(rows) == pytest.approx(spearman(rows[:, 0], rows[:, 1]), abs=1e-12)
+    assert rank_correlation(np.ones((4, 2))) == 0
+
+
 def test_ranks_by_hand() -> None:
     anchors = torch.eye(3)
     positives = torch.tensor([[0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -209,7 +217,9 @@ def test_training_beats_the_plain_base_and_is_stored(base: ob.Base, tmp_path: Pa
     mixed = base.predict([texts[0], "noise", *texts[1:]], ["match", "draft", "match", "match"])
     for one, other in zip(alone, [mixed[0], *mixed[2:]]):
         assert one.embedding is not None and other.embedding is not None and one.label is None
-        assert float(one.embedding.norm()) == pytest.approx(1) and torch.allclose(one.embedding, other.embedding, atol=1e-5)
+        assert float(one.embedding.norm()) == pytest.approx(1) and torch.allclose(
+            one.embedding, other.embedding, atol=1e-5
+        )
     assert len(alone[0].facts()["embedding"]) == base.anatomy.hidden_size
     base.remove("match")
     base.load("match", store=store)
@@ -225,10 +235,13 @@ def test_training_beats_the_plain_base_and_is_stored(base: ob.Base, tmp_path: Pa
 
 def test_similarities_end_to_end(base: ob.Base) -> None:
     rows = [
-        {"sentence1": f"the {THINGS[i % 10]} number {i}", "sentence2": f"a {THINGS[(i + i // 10 % 3) % 10]}", "similarity": v}
+        {
+            "sentence1": f"the {THINGS[i % 10]} number {i}",
+            "sentence2": f"a {THINGS[(i + i // 10 % 3) % 10]}",
+            "similarity": 1 + 2 * (i % 10 % 4) + 0.1 * i,
+        }
         for i in range(90)
-        if (v := 1 + 2 * (i % 10 % 4) + 0.1 * i) is not None
-    ]  # fmt: skip
+    ]
     run = ob.train(base, rows, "lora(rank=2)", task="embeddings", normalize=False, **FAST)
     assert run.kind == "similarity" and run.metric == "cosine_spearman" and run.test is not None
     found = ob.evaluate(base, rows, run.name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import make
+from families import TEXTS, make
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -24,7 +24,7 @@ from onebase.tasks.written import chrf, exact_match
 from onebase.training.run import make_task
 
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "seed": 0, "attention": "keep", "dtype": "float32"}
-WORDS = "the cold river runs under old bridge and road a small bird sings in tall tree before rain comes down".split()
+WORDS = list(dict.fromkeys(" ".join(TEXTS).split()))
 
 
 def pairs(count: int = 24, length: int = 4) -> list[dict[str, str]]:
@@ -131,9 +131,9 @@ def test_templates_and_cutting(base: ob.Base) -> None:
 
 
 def test_a_tokenizer_that_ends_texts_itself_ends_them_once(tokenizer: Any) -> None:
-    from tokenizers.processors import TemplateProcessing
-
     import copy
+
+    from tokenizers.processors import TemplateProcessing
 
     own = copy.deepcopy(tokenizer)
     own.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
