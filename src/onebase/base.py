@@ -16,6 +16,7 @@ from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
 from onebase.core.plan import Routed
 from onebase.core.route import as_route
+from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id
 from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
 from onebase.heads import pool
@@ -449,7 +450,7 @@ class Base:
 
     def generate(
         self,
-        prompts: str | Sequence[str | Sequence[int]],
+        prompts: str | Sequence[Any],
         adapter: AdapterNames = None,
         *,
         max_new_tokens: int = 64,
@@ -467,7 +468,9 @@ class Base:
         """Continue prompts, each with its own adapter, in one batch; each row equals that row alone.
 
         Args:
-            prompts: one prompt or n; token ids are taken as they are.
+            prompts: one prompt or n: a text, which goes through its adapter's template; a conversation as a list of
+                {"role", "content"}, for chat adapters or a base whose tokenizer has a chat template; token ids, which
+                are taken as they are.
             adapter: one name for all, or n entries; None is the plain base.
             max_new_tokens: at most this many new tokens.
             do_sample: draw tokens; greedy or beam search otherwise. None: draw exactly when a seed is given.
@@ -485,7 +488,7 @@ class Base:
 
         if not self.has_lm_head:
             raise UnsupportedError(f"{type(self.model).__name__} has no LM head: load a model that writes text")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) or is_conversation(prompts) else list(prompts)
         names = self._spread(adapter, len(prompts))
         if not prompts:
             return []

@@ -158,7 +158,9 @@ def token_logits(
     if base.is_encoder_decoder:
         width = max(len(row.labels or ()) for row in rows)
         filled = [[*(row.labels or ()), *([IGNORED] * (width - len(row.labels or ())))] for row in rows]
-        more["decoder_input_ids"] = base.model._shift_right(torch.tensor(filled, device=base.device))
+        more["decoder_input_ids"] = base.model.prepare_decoder_input_ids_from_labels(
+            labels=torch.tensor(filled, device=base.device)
+        )
     if base.anatomy.stacks[-1].causal:
         more["use_cache"] = False
     with base.use(name, prompts=_prompts(rows) if prompted and not base.is_encoder_decoder else None):

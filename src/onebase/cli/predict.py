@@ -54,7 +54,7 @@ def predict(
     """Label texts with stored adapters, in one mixed batch; answer questions (TEXT) from contexts (--pair).
 
     Texts come from the command line, from --file, or from standard input (one per line). The name "base" stands for
-    the base without adapter; it gives embeddings, with --json or --out FILE.jsonl.
+    the base without adapter; it gives embeddings, as adapters for embeddings do, with --json or --out FILE.jsonl.
     """
     out = Output(as_json)
     refs = o.listed(adapter)
@@ -98,6 +98,8 @@ def _check_usage(
     as_json: bool,
 ) -> None:
     from onebase.cli.bases import PLAIN, check_kinds
+    from onebase.store import Store
+    from onebase.tasks import get_task
 
     if not refs:
         raise UsageError("predict needs an adapter: pass -a NAME (see: onebase ls)")
@@ -110,6 +112,10 @@ def _check_usage(
     if PLAIN in refs and (split is not None or not embeds):
         raise UsageError("the base alone gives embeddings, no labels: ask for them with --json or --out FILE.jsonl")
     check_kinds(refs, writes=False)
+    for ref in refs:
+        kind = "features" if ref == PLAIN else Store().resolve(ref).config.task["kind"]
+        if get_task(kind).embeds and (split is not None or not embeds):
+            raise UsageError(f"adapter {ref!r} gives embeddings, no labels: ask with --json or --out FILE.jsonl")
 
 
 def _check_document(texts: list[str] | None, text: str | None, text_pair: str | None, pair: list[str] | None) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from onebase.training import Run
 
 
+BESIDE = {"recall@1": "recall@1", "recall@10": "recall@10", "exact_match": "exact match", "chrf": "chrF"}
+WRITTEN = ("exact_match", "chrf")
+
+
 def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     """Print what training gave."""
     for sentence in run.notes[len(data.notes) :]:  # those of the data were said before
@@ -39,6 +43,7 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
         ("difference", difference),
         ("parameters", f"{run.parameters:,}, {percent(run.share, 2)} of the base's"),
     ]
+    pairs += beside(run.metrics, run.base_metrics)
     if run.bytes:
         pairs.append(("file", size(run.bytes)))
     pairs.append(("training", f"{clock(history.seconds)}, kept {kept}"))
@@ -51,12 +56,25 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
             out.line(f"  {command}")
 
 
+def beside(adapter: dict[str, Any], base: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return lines of the metrics that are shown beside the one that counts, base against adapter."""
+    lines = []
+    for name, title in BESIDE.items():
+        if name in adapter:
+            shown = [f"{metrics[name]:.3g}" for metrics in (base or {}, adapter) if name in metrics]
+            rows = f" on the first {count(adapter['generated'], 'row')}" if name in WRITTEN else ""
+            lines.append((title, " with the base, ".join(shown) + (" with adapter" if base else "") + rows))
+    return lines
+
+
 def next_commands(run: Run, pair: bool) -> list[str]:
     """Return commands worth trying with a stored adapter."""
     name = shlex.quote(run.name)
     from onebase.tasks import get_task
 
-    if not get_task(run.kind).writes:
+    if get_task(run.kind).embeds:
+        use = f'onebase predict -a {name} --json "..."'
+    elif not get_task(run.kind).writes:
         use = f'onebase predict -a {name} "..."' + (' --pair "..."' if pair else "")
     else:
         use = f'onebase generate -a {name} "..."'

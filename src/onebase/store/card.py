@@ -20,7 +20,12 @@ PIPELINES = {
     "qa": "question-answering",
     "masked-lm": "fill-mask",
     "embedding": "sentence-similarity",
-    "generation": "text-generation",
+    "embeddings": "feature-extraction",
+    "similarity": "sentence-similarity",
+    "causal-lm": "text-generation",
+    "completion": "text-generation",
+    "chat": "text-generation",
+    "seq2seq": "text2text-generation",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LABELS_SHOWN = 20  # a reader scans that many; the config has all

@@ -105,6 +105,7 @@ METRICS = {
         Metric("answer_f1", True, True, statistics.mean),
         Metric("mrr", True, False, statistics.mean, "plain base"),
         Metric("relevance", True, True, average_precision),
+        Metric("cosine_spearman", True, False, rank_correlation, "plain base"),
         Metric("perplexity", False, False, statistics.perplexity, "plain base"),
     )
 }

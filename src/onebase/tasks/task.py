@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from onebase.encode import Encoded
+from onebase.encode import Encoded, prompt_ids
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.heads import pool
 from onebase.tasks.metrics import Metric, metric_of
@@ -210,6 +210,7 @@ class Task:
         options: settings of the task beside max_length, template and pooling -> default.
         prompted: the tokens before a row's first target are a prompt, which deltas at positions tell from its answer.
         whole_batch: the loss couples the rows of an effective batch, which is then never cut into micro-batches.
+        embeds: answers with an embedding, and nothing else.
     """
 
     kind: ClassVar[str]
@@ -221,6 +222,7 @@ class Task:
     options: ClassVar[Mapping[str, Any]] = {}
     prompted: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+    embeds: ClassVar[bool] = False
 
     # -- what an adapter is given ----------------------------------------------------------------------------------
 
@@ -267,6 +269,18 @@ class Task:
             epoch: 1 is the first.
         """
         return examples
+
+    def prompt(self, base: Base, spec: Mapping[str, Any], prompt: Any) -> list[int]:
+        """Return the token ids of a prompt, as the training data of this task presents it.
+
+        Args:
+            base: the base.
+            spec: the adapter's; {} for the plain base.
+            prompt: a text; a conversation where the task takes one.
+        """
+        if not isinstance(prompt, str):
+            raise ConfigError(f"a {self.kind} adapter takes text as a prompt, no conversation: pass a string")
+        return prompt_ids(base.tokenizer, prompt, base.is_encoder_decoder)
 
     # -- computing -------------------------------------------------------------------------------------------------
 
@@ -339,6 +353,27 @@ class Task:
     def judge(self, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, found: Found) -> Scores:
         """Score a split."""
         raise NotImplementedError
+
+    def extras(
+        self, base: Base, spec: Mapping[str, Any], name: str | None, examples: Examples, rows: int
+    ) -> dict[str, Any]:
+        """Measure what needs more than one forward (writing texts), when results are final.
+
+        Args:
+            base: the base.
+            spec: the adapter's.
+            name: the adapter; None scores the plain base.
+            examples: the split.
+            rows: at most this many of its first rows; 0 where nobody asked.
+
+        Returns:
+            Further metrics.
+        """
+        if rows:
+            raise ConfigError(
+                f"generate = {rows}: {self.kind} adapters are not scored by what they write; leave it out"
+            )
+        return {}
 
     def answer(
         self, spec: Mapping[str, Any], head: nn.Module | None, name: str | None, rows: Sequence[Encoded],

@@ -14,7 +14,7 @@ from onebase.build import build_adapter, default_task
 from onebase.data import Data, Rows, load
 from onebase.data.kinds import ROLES
 from onebase.errors import ConfigError, DataError
-from onebase.evaluation import score_base
+from onebase.evaluation import score_base, with_extras
 from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
@@ -277,7 +277,8 @@ def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], dat
         if head is not None:
             own_spec, held = task.own(base, spec, head, examples["validation"])
             task.finish(own_spec, head, held, run_examples(base, None, held, 64, own_spec, head))
-        scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
+        split = examples["test" if len(examples["test"]) else "validation"]
+        scores = with_extras(base, spec, None, split, score_base(base, spec, head, split))
         while len(base._baselines) >= KEPT_BASELINES:
             base._baselines.pop(next(iter(base._baselines)))
         base._baselines[key] = (head, start, scores)

@@ -114,10 +114,12 @@ def train(
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
         task: a kind, see `onebase.tasks.task_kinds`; found from the data by default.
-        text, text_pair, label, prompt, completion, labels, score, query, document: columns; found by default.
+        text, text_pair, label, prompt, completion: columns; found by default. Those of further roles are named alike:
+            source=, messages=, score=, ...
         limit: use at most this many training rows.
         max_length: tokens per row; what the base takes, at most 512, or blocks of 256 for plain text.
-        template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``.
+        template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``; for conversations "chatml" or a Jinja
+            template, the tokenizer's own by default.
         pooling: 'mean', 'first' or 'last'; the family's by default.
         store: where to store; the user's store by default.
         report: receives progress.
@@ -127,7 +129,8 @@ def train(
         init_from: a stored adapter, ``"reviews@3"``, to start from: with new data, and with labels that the data adds.
         remember: further facts that checkpoints keep, JSON values.
         settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
-            class_weights or windows (see `onebase.tasks`).
+            class_weights or windows (see `onebase.tasks`), and the columns of further roles: source, target, messages,
+            anchor, positive, negative, score.
 
     Returns:
         The run. The adapter stays attached, with its best epoch.
