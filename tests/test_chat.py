@@ -22,7 +22,7 @@ from onebase.generation import RowStop, _until
 from onebase.store import Store
 from onebase.tasks import get_task
 from onebase.tasks.conversations import Unfit, end_of_turn, labelled, prompt_of, shortened, template_of
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 SHARED = Path(__file__).parents[2] / "shared"
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "seed": 0, "attention": "keep", "dtype": "float32"}

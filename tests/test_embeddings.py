@@ -24,7 +24,7 @@ from onebase.tasks import Examples, get_task
 from onebase.tasks.embeddings import positive_ranks, right_too
 from onebase.tasks.metrics import rank_correlation
 from onebase.training.cached import backward_cached, exceeds
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 SHARED = Path(__file__).parents[2] / "shared"
 FAST: dict[str, Any] = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}

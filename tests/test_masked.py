@@ -18,7 +18,7 @@ from onebase.errors import ConfigError, DataError, UnsupportedError
 from onebase.examples import encode, run_examples
 from onebase.tasks import get_task
 from onebase.tasks.masked import hide
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
 from families import COMMON, SPECIAL, TEXTS, tiny_tokenizer

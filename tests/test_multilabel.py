@@ -15,7 +15,7 @@ from onebase.examples import encode, run_examples
 from onebase.heads import LinearHead
 from onebase.tasks import get_task
 from onebase.tasks.multilabel import PRIOR, LabelsHead, best_threshold, highest
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 FAST = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
 WORDS = list(dict.fromkeys(word for text in TEXTS for word in text.split()))

@@ -13,7 +13,7 @@ from onebase.errors import ConfigError, UnsupportedError
 from onebase.examples import encode, forward
 from onebase.heads import LinearHead
 from onebase.tasks.frozen import pair_features, pair_width
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 FAST = {"epochs": 1, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
 WORDS = list(dict.fromkeys(word for text in TEXTS for word in text.split()))

@@ -20,7 +20,7 @@ from onebase.examples import encode, forward, run_examples
 from onebase.tasks import get_task
 from onebase.tasks.answering import NOWHERE, answer_f1, candidates, compare_answers, normalised, token_span
 from onebase.tasks.qa import NO_ANSWER, SpanHead, _span_loss, best_margin
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
 from families import TEXTS, make

@@ -16,7 +16,7 @@ from onebase.tasks import get_task
 from onebase.tasks.frozen import PENALTIES, fit_numbers
 from onebase.tasks.metrics import rank_correlation
 from onebase.tasks.regression import NumberHead
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 FAST = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
 GOOD, BAD = ["superb", "moving", "brilliant"], ["dull", "clumsy", "awful"]

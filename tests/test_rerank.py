@@ -20,7 +20,7 @@ from onebase.examples import encode, run_examples
 from onebase.heads import LinearHead
 from onebase.tasks.metrics import METRICS, average_precision
 from onebase.tasks.rerank import reciprocal_ranks
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 FAST = {"epochs": 1, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
 THINGS = ["river", "bread", "court", "piano", "engine", "garden", "winter", "market", "bridge", "doctor"]

@@ -21,7 +21,7 @@ from onebase.examples import encode, forward
 from onebase.store import Store
 from onebase.tasks.seq2seq import source_of, target_ids
 from onebase.tasks.written import chrf, exact_match
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 FAST: dict[str, Any] = {"epochs": 1, "batch_size": 8, "seed": 0, "attention": "keep", "dtype": "float32"}
 WORDS = list(dict.fromkeys(" ".join(TEXTS).split()))

@@ -30,7 +30,7 @@ from onebase.tasks.tagging import (
     words_of_span,
 )
 from onebase.tasks.task import Found
-from onebase.training.run import make_task
+from onebase.training.prepare import make_task
 
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
 from families import TEXTS, make
