@@ -17,7 +17,7 @@ LAYERS = [
     {"methods"},
     {"heads", "adapter", "extend", "encode", "statistics"},
     {"store", "data", "tasks"},
-    {"base", "build", "image_init", "bound", "as_model", "generation", "storing", "loading", "words"},
+    {"base", "build", "image_init", "bound", "as_model", "filling", "generation", "storing", "loading", "words"},
     {"training", "evaluation", "examples"},
     {"demo", "support"},
     {"cli", "__main__"},

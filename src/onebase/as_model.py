@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.adapter import Adapter
-from onebase.errors import ConfigError
+from onebase.errors import ConfigError, UnsupportedError
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class AdapterModel(nn.Module):
 
     def __init__(self, base: Base, adapter: Adapter):
         super().__init__()
+        if adapter.task.get("pairs") == "apart":
+            raise UnsupportedError(
+                f"adapter {adapter.name!r} reads the two texts of a pair in rows of their own, a module has one row "
+                "per example: train it with onebase.train, or with pairs='joint'"
+            )
         self.adapter = adapter.module
         self.head = adapter.head
         object.__setattr__(self, "_base", base)

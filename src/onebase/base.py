@@ -16,6 +16,7 @@ from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
 from onebase.core.plan import Routed
 from onebase.core.route import as_route
+from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id
 from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
 from onebase.heads import pool
@@ -77,6 +78,12 @@ class Base:
     def has_lm_head(self) -> bool:
         """Whether the model predicts tokens from left to right."""
         return self.anatomy.stacks[-1].causal and self.model.get_output_embeddings() is not None
+
+    @property
+    def has_masked_head(self) -> bool:
+        """Whether the model is an encoder that predicts masked tokens."""
+        encoder = not self.is_encoder_decoder and not self.anatomy.stacks[-1].causal
+        return encoder and type(self.model).__name__.endswith("ForMaskedLM")
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:
@@ -332,6 +339,8 @@ class Base:
         texts, pairs = ([texts] if isinstance(texts, str) else list(texts)), _listed(pairs)
         names = self._spread(adapter, len(texts))
         self._check_predict(names, texts, pairs)
+        if texts and all(self._spec(name)["kind"] == "masked-lm" for name in names):
+            return self.fill(texts, names, batch_size=batch_size)
         rows = self._encode_each(names, texts, pairs)
         flat = [(i, row) for i, many in enumerate(rows) for row in many]
         order = sorted(range(len(flat)), key=lambda i: len(flat[i][1].ids))
@@ -350,6 +359,29 @@ class Base:
             self._prediction(names[i], rows[i], found[i], texts[i], None if pairs is None else pairs[i])
             for i in range(len(texts))
         ]
+
+    def rank(
+        self, query: str, documents: Sequence[str], adapter: str, *, batch_size: int = 32
+    ) -> list[tuple[int, float]]:
+        """Sort documents by their relevance to a query.
+
+        Args:
+            query: what is looked for.
+            documents: n texts.
+            adapter: an adapter of the task rerank.
+            batch_size: rows per forward.
+
+        Returns:
+            n pairs of position in `documents` and relevance in 0 to 1, the most relevant first; equal ones in order.
+
+        Raises:
+            UnsupportedError: the adapter is for another task.
+        """
+        kind = self.adapters[adapter].task["kind"]
+        if kind != "rerank":
+            raise UnsupportedError(f"adapter {adapter!r} is for {kind}: ranking needs one that was trained for rerank")
+        found = self.predict([query] * len(documents), adapter, pairs=documents, batch_size=batch_size)
+        return sorted(((i, float(p.value or 0.0)) for i, p in enumerate(found)), key=lambda pair: -pair[1])
 
     def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
         self._check(adapter)
@@ -391,9 +423,34 @@ class Base:
         spec, head = self._spec(name), None if name is None else self._adapters[name].head
         return get_task(spec["kind"]).answer(spec, head, name, rows, values, text, pair)
 
+    def fill(
+        self, texts: str | Sequence[str], adapter: AdapterNames = None, *, top: int = 1, batch_size: int = 16
+    ) -> list[Prediction]:
+        """Fill the mask tokens of texts, each with its own adapter, in mixed batches.
+
+        Args:
+            texts: one text or n, with the tokenizer's mask token where words are missing.
+            adapter: one name for all, or n entries; None is the plain base.
+            top: words per mask, most probable first.
+            batch_size: rows per forward.
+
+        Returns:
+            n predictions, whose spans are the words: `top` per mask, where the mask stands in the text.
+
+        Raises:
+            UnsupportedError: the base has no head for masked tokens, or an adapter is for another task.
+            DataError: a text has no mask.
+        """
+        from onebase.filling import fill_masks
+
+        if not isinstance(top, int) or top < 1:
+            raise ConfigError(f"top = {top!r}: expected words per mask, at least 1")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return fill_masks(self, texts, self._spread(adapter, len(texts)), top, batch_size)
+
     def generate(
         self,
-        prompts: str | Sequence[str | Sequence[int]],
+        prompts: str | Sequence[Any],
         adapter: AdapterNames = None,
         *,
         max_new_tokens: int = 64,
@@ -411,7 +468,9 @@ class Base:
         """Continue prompts, each with its own adapter, in one batch; each row equals that row alone.
 
         Args:
-            prompts: one prompt or n; token ids are taken as they are.
+            prompts: one prompt or n: a text, which goes through its adapter's template; a conversation as a list of
+                {"role", "content"}, for chat adapters or a base whose tokenizer has a chat template; token ids, which
+                are taken as they are.
             adapter: one name for all, or n entries; None is the plain base.
             max_new_tokens: at most this many new tokens.
             do_sample: draw tokens; greedy or beam search otherwise. None: draw exactly when a seed is given.
@@ -429,7 +488,7 @@ class Base:
 
         if not self.has_lm_head:
             raise UnsupportedError(f"{type(self.model).__name__} has no LM head: load a model that writes text")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) or is_conversation(prompts) else list(prompts)
         names = self._spread(adapter, len(prompts))
         if not prompts:
             return []

@@ -120,6 +120,44 @@ def _spots(batch: Any, row: int, second: bool) -> tuple[tuple[int, int] | None, 
     return tuple((int(a), int(b)) if of == wanted else None for (a, b), of in spots)
 
 
+def encode_contexts(
+    tokenizer: Any, spec: Mapping[str, Any], questions: Sequence[str], contexts: Sequence[str]
+) -> list[list[Encoded]]:
+    """Encode questions, each with its context, which is read in windows (or cut) where it is too long.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        spec: `max_length`; `windows` with `overlap` as for `encode_windows`.
+        questions: n questions. A question may take half of the length; what is beyond is cut.
+        contexts: n contexts.
+
+    Returns:
+        Per question its rows, with the offsets of the tokens of the context. `cut` tells how many tokens were removed.
+    """
+    _check_texts([*questions, *contexts])
+    if not questions:
+        return []
+    limit, windowed = spec["max_length"], bool(spec.get("windows"))
+    room = limit // 2 - tokenizer.num_special_tokens_to_add(pair=True)
+    own = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    lost = [max(0, len(ids) - room) for ids in own["input_ids"]]
+    asked = [q[: own["offset_mapping"][i][room - 1][1]] if lost[i] else q for i, q in enumerate(questions)]
+    more: dict[str, Any] = {"return_offsets_mapping": True}
+    if windowed:
+        more |= {"return_overflowing_tokens": True, "stride": min(spec.get("overlap", OVERLAP), limit // 4)}
+    else:
+        full = tokenizer(asked, list(contexts), verbose=False)["input_ids"]
+    batch = tokenizer(asked, list(contexts), truncation="only_second", max_length=limit, **more)
+    types, of = batch.get("token_type_ids"), batch.get("overflow_to_sample_mapping")
+    found: list[list[Encoded]] = [[] for _ in questions]
+    for i, ids in enumerate(batch["input_ids"]):
+        row = i if of is None else of[i]
+        kind = None if types is None else tuple(types[i])
+        cut = lost[row] + (0 if windowed else len(full[row]) - len(ids))
+        found[row].append(Encoded(tuple(ids), kind, cut=cut, offsets=_spots(batch, i, True)))
+    return found
+
+
 def encode_texts(
     tokenizer: Any, spec: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str] | None = None
 ) -> list[Encoded]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,19 @@ def score_base(
     base: Base, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, batch_size: int = 64
 ) -> Scores:
     """Score the plain base on a task, with a head that was fitted on its frozen states where the task has one."""
+    task = get_task(spec["kind"])
+    spec, examples = task.own(base, spec, head, examples)
     found = run_examples(base, None, examples, batch_size, spec, head)
-    return get_task(spec["kind"]).judge(spec, head, examples, found)
+    return task.judge(spec, head, examples, found)
+
+
+def with_extras(
+    base: Base, spec: Mapping[str, Any], name: str | None, examples: Examples, scores: Scores, rows: int | None = None
+) -> Scores:
+    """Add to scores what a task measures beside them, see `Task.extras`; `rows` None means as the spec says."""
+    asked = int(spec.get("generate", 0)) if rows is None else rows
+    more = get_task(spec["kind"]).extras(base, spec, name, examples, asked)
+    return replace(scores, metrics=scores.metrics | more) if more else scores
 
 
 def compare(adapter: Scores, base: Scores, seed: int = 0) -> PairedTest | None:
@@ -76,6 +87,7 @@ def evaluate(
     *,
     split: str = "test",
     batch_size: int = 64,
+    generate: int | None = None,
     **columns: Any,
 ) -> Evaluation:
     """Score an attached adapter on data, beside its base.
@@ -86,6 +98,7 @@ def evaluate(
         adapter: the adapter's name.
         split: train, validation or test, for data that comes in splits.
         batch_size: rows per forward.
+        generate: also score what is written for the first rows, at most this many (seq2seq); None: as in training.
         columns: text=, label= ... as for `load_data`.
 
     Raises:
@@ -106,7 +119,7 @@ def evaluate(
         examples = encode(base, spec, found, base.tokenizer_of(adapter))[split]
     if not len(examples):
         raise DataError(f"{found.source} has no {split} rows")
-    return evaluate_examples(base, adapter, examples, split, batch_size)
+    return evaluate_examples(base, adapter, examples, split, batch_size, generate=generate)
 
 
 def whole(data: Data) -> Any:
@@ -119,7 +132,13 @@ def whole(data: Data) -> Any:
 
 
 def evaluate_examples(
-    base: Base, adapter: str, examples: Examples, split: str, batch_size: int = 64, own: Scores | None = None
+    base: Base,
+    adapter: str,
+    examples: Examples,
+    split: str,
+    batch_size: int = 64,
+    own: Scores | None = None,
+    generate: int | None = None,
 ) -> Evaluation:
     """Score an adapter on an encoded split, beside its base where the base can answer.
 
@@ -128,9 +147,12 @@ def evaluate_examples(
         split: name of the rows, for the result.
         batch_size: rows per forward.
         own: scores of the base, when they are known already.
+        generate: see `evaluate`.
     """
     attached = base.adapters[adapter]
-    found = score(base, adapter, examples, batch_size)
+    spec = attached.task
+    found = with_extras(base, spec, adapter, examples, score(base, adapter, examples, batch_size), generate)
     if own is None and (attached.head is None or attached.base_head is not None):
-        own = score_base(base, attached.task, attached.base_head, examples.for_base, batch_size)
+        own = score_base(base, spec, attached.base_head, examples.for_base, batch_size)
+        own = with_extras(base, spec, None, examples.for_base, own, generate)
     return Evaluation(split, examples.units, found, own, None if own is None else compare(found, own))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onebase.data import Data, Rows
 
 SPLITS = ("train", "validation", "test")
+LOGIT_ROWS = 16  # rows scored at once through an LM head: 256 tokens x 50,000 logits are 51 MB a row in float32
 
 
 def encode(base: Base, spec: Mapping[str, Any], data: Data, tokenizer: Any = None) -> dict[str, Examples]:
@@ -157,7 +158,9 @@ def token_logits(
     if base.is_encoder_decoder:
         width = max(len(row.labels or ()) for row in rows)
         filled = [[*(row.labels or ()), *([IGNORED] * (width - len(row.labels or ())))] for row in rows]
-        more["decoder_input_ids"] = base.model._shift_right(torch.tensor(filled, device=base.device))
+        more["decoder_input_ids"] = base.model.prepare_decoder_input_ids_from_labels(
+            labels=torch.tensor(filled, device=base.device)
+        )
     if base.anatomy.stacks[-1].causal:
         more["use_cache"] = False
     with base.use(name, prompts=_prompts(rows) if prompted and not base.is_encoder_decoder else None):
@@ -175,6 +178,9 @@ def run_examples(
     """Run a split without gradients; see `forward`."""
     sums, counts = torch.zeros(len(examples)), torch.zeros(len(examples))
     values: list[Tensor | None] = [None] * len(examples)
+    kind = (base.adapters[name].task if name is not None else spec or {})["kind"]
+    if get_task(kind).surface == "logits":
+        batch_size = min(batch_size, LOGIT_ROWS)
     with torch.no_grad():
         for index in examples.batches(range(len(examples)), batch_size):
             part = forward(base, name, examples, index, spec, head)

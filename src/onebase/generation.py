@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onebase.encode import Encoded, collate, pad_id, prompt_ids, render
+from onebase.data.messages import is_conversation
+from onebase.encode import Encoded, collate, pad_id
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.tasks import get_task
+from onebase.words import seen
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -36,6 +39,28 @@ class RowSampler:
         return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
 
 
+class RowStop:
+    """A stopping criterion by row: a row is done once it has written its adapter's end of turn.
+
+    Args:
+        stops: per row the token ids that end it, () for none.
+        start: tokens of the prompt, which do not count.
+    """
+
+    def __init__(self, stops: Sequence[Sequence[int]], start: int):
+        self.stops, self.start = [list(stop) for stop in stops], start
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Return (rows,) whether each is done; beams of one prompt are neighbours."""
+        copies = len(input_ids) // len(self.stops)
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for i, row in enumerate(input_ids):
+            stop = self.stops[i // copies]
+            if stop and len(row) - self.start >= len(stop):
+                done[i] = row[-len(stop) :].tolist() == stop
+        return done
+
+
 def sample_seed(seed: int, index: int) -> int:
     """Return the seed of sample `index` of a row: sample 0 uses the row's own."""
     return (seed + index * 0x9E3779B97F4A7C15) % 2**63  # golden-ratio steps keep the streams apart
@@ -59,24 +84,23 @@ def warpers(temperature: float, top_k: int | None, top_p: float | None, min_p: f
     return found
 
 
-def encode_prompts(base: Base, prompts: Sequence[str | Sequence[int]], names: Sequence[str | None]) -> list[Encoded]:
+def encode_prompts(base: Base, prompts: Sequence[Any], names: Sequence[str | None]) -> list[Encoded]:
     """Encode prompts, each through the template of its adapter; token ids are taken as they are."""
     rows = []
     for prompt, name in zip(prompts, names):
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str) and not is_conversation(prompt):
             rows.append(Encoded(tuple(int(i) for i in prompt)))
             continue
-        task = base.adapters[name].task if name is not None else {}
-        template = (task.get("template") or "").split("{completion}")[0] if task.get("kind") == "completion" else ""
-        text = render(template, {"prompt": prompt}) if template else prompt
-        ids = prompt_ids(base.tokenizer_of(name), text, base.is_encoder_decoder)
+        spec: dict[str, Any] = base.adapters[name].task if name is not None else {}
+        kind = spec.get("kind", "causal-lm" if isinstance(prompt, str) else "chat")
+        ids = get_task(kind).prompt(seen(base, base.tokenizer_of(name)), spec, prompt)
         rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
     return rows
 
 
 def generate_ids(
     base: Base,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[Any],
     names: Sequence[str | None],
     *,
     max_new_tokens: int,
@@ -95,7 +119,7 @@ def generate_ids(
     Returns:
         per prompt, per returned sequence: the new token ids, without EOS.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     if do_sample and num_beams > 1:
         raise UnsupportedError("beam sampling draws from all beams at once, so no row would equal itself alone")
@@ -114,6 +138,8 @@ def generate_ids(
         processors.append(RowSampler([sample_seed(seed, k) for seed in drawn for k in range(copies)]))
     side = "right" if base.is_encoder_decoder else "left"
     batch = collate(rows, pad_id(base.tokenizer), side, base.device)
+    start = 1 if base.is_encoder_decoder else batch["input_ids"].shape[1]
+    ends = [() if name is None else tuple(base.adapters[name].task.get("stop") or ()) for name in names]
     own = base.model.generation_config
     eos = settings.pop(
         "eos_token_id", own.eos_token_id if own.eos_token_id is not None else base.tokenizer.eos_token_id
@@ -136,18 +162,21 @@ def generate_ids(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([RowStop(ends, start)] if any(ends) else []),
         )
-    start = 1 if base.is_encoder_decoder else batch["input_ids"].shape[1]
     stops = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
-    sequences = [_until(row[start:].tolist(), stops, pad_id(base.tokenizer)) for row in output]
+    per_row = len(output) // len(ends)
+    sequences = [
+        _until(row[start:].tolist(), stops, pad_id(base.tokenizer), ends[i // per_row]) for i, row in enumerate(output)
+    ]
     per = num_return_sequences
     return [sequences[i * per : (i + 1) * per] for i in range(len(prompts))]
 
 
-def _until(ids: list[int], stops: set[int], pad: int) -> list[int]:
-    """Cut at the first end-of-text; without one, drop the padding that other rows' lengths left behind."""
+def _until(ids: list[int], stops: set[int], pad: int, end: Sequence[int] = ()) -> list[int]:
+    """Cut at the first end of text or turn; without one, drop the padding that other rows' lengths left behind."""
     for place, token in enumerate(ids):
-        if token in stops:
+        if token in stops or (end and ids[place : place + len(end)] == list(end)):
             return ids[:place]
     while ids and ids[-1] == pad and pad not in stops:
         ids = ids[:-1]

@@ -67,13 +67,26 @@ def load_base(
     if attention is not None:
         options["attn_implementation"] = attention
     try:
-        model = loader.from_pretrained(source, dtype=choice if choice == "auto" else getattr(torch, choice), **options)
+        model = _from_pretrained(loader, source, choice if choice == "auto" else getattr(torch, choice), options)
         options.pop("attn_implementation", None)
         tokenizer = None if _reads_images(config) else AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load {name}: {error}") from error
     model.to(where)
     return Base(model, tokenizer, id=shown)
+
+
+def _from_pretrained(loader: Any, source: str, dtype: Any, options: dict[str, Any]) -> Any:
+    """Load a model; a head for masked tokens that the checkpoint does not really have is left out.
+
+    transformers would fill it with random numbers: answers would be noise, and no two loads would be the same base.
+    """
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    if loader is not AutoModelForMaskedLM:
+        return loader.from_pretrained(source, dtype=dtype, **options)
+    model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    return AutoModel.from_pretrained(source, dtype=dtype, **options) if info["missing_keys"] else model
 
 
 def _locate(name: str | Path) -> tuple[str, str]:
@@ -115,8 +128,11 @@ def _reads_images(config: Any) -> bool:
 
 
 def _loader(config: Any) -> Any:
-    """Choose the class: with an LM head where the model writes text, the backbone otherwise."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    """Choose the class: with an LM head where the model writes text or fills masks, the backbone otherwise.
+
+    Whether an encoder has a head for masked tokens is what its config says of the checkpoint (`architectures`).
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -132,4 +148,6 @@ def _loader(config: Any) -> Any:
         causal = config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
     if causal and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
+    if MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type) in (getattr(config, "architectures", None) or ()):
+        return AutoModelForMaskedLM
     return AutoModel

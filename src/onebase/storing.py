@@ -47,13 +47,17 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
     batch = collate(rows, pad_id(base.tokenizer), device=base.device)
     with torch.no_grad():
         if get_task(adapter.task["kind"]).surface == "states":
-            values = [value.flatten() for value in base.outputs(batch, [adapter.name] * len(rows))]
+            values = base.outputs(batch, [adapter.name] * len(rows))
+            # outputs per token: those of padding depend on the kernel
+            values = [(v[: len(row.ids)] if v.dim() > 1 else v).flatten() for v, row in zip(values, rows)]
         else:
-            inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+            inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask")}
             if base.is_encoder_decoder:
                 inputs["decoder_input_ids"] = batch["input_ids"][:, :1]
             with base.use(adapter.name):
-                logits = base.model(**inputs, use_cache=False).logits
+                if base.anatomy.stacks[-1].causal:
+                    inputs["use_cache"] = False
+                logits = base.model(**inputs).logits
             last = (
                 torch.zeros_like(batch["attention_mask"][:, 0])
                 if base.is_encoder_decoder
@@ -148,7 +152,10 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     method = parse_method(config["method"])
     adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
     if any(key.startswith("base_head.") for key in tensors):
-        own = get_task(config["task"]["kind"]).head(config["task"], base.anatomy.hidden_size)
+        shapes = {
+            k.removeprefix("base_head."): tuple(t.shape) for k, t in tensors.items() if k.startswith("base_head.")
+        }
+        own = get_task(config["task"]["kind"]).own_head(config["task"], base.anatomy.hidden_size, shapes)
         adapter.base_head = own if own is None else own.requires_grad_(False).to(base.device)
     adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
     adapter.bind()

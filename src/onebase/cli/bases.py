@@ -30,10 +30,11 @@ def check_kinds(refs: Sequence[str], writes: bool) -> None:
         UsageError: names the command that fits.
     """
     from onebase.store import Store
+    from onebase.tasks import get_task
 
     for ref in refs:
         kind = None if ref == PLAIN else Store().resolve(ref).config.task.get("kind")
-        if kind is not None and (kind in ("causal-lm", "completion")) != writes:
+        if kind is not None and get_task(kind).writes != writes:
             does, command = ("labels texts", "predict") if writes else ("writes text", "generate")
             raise UsageError(f"adapter {ref!r} {does} ({kind}): use onebase {command} -a {ref}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from onebase.cli.output import Output, aligned, listing, percent, shorten
@@ -56,7 +55,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     """Return what would be trained, as JSON values."""
     from onebase.build import build_adapter
     from onebase.examples import encode
-    from onebase.training.prepare import make_task
+    from onebase.training.prepare import label_counts, make_task
     from onebase.training.settings import settings_for
 
     base, total = outline(chosen.get("base"))
@@ -74,7 +73,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
         "data": {"source": data.source, "kind": data.kind, "digest": data.digest, "columns": data.columns},
         "rows": {split: len(getattr(data, split)) for split in SPLITS},
         "splits_made": data.splits_made,
-        "labels": {label: Counter(data.train.label or ())[label] for label in data.labels},
+        "labels": {label: label_counts(data.train)[label] for label in data.labels},
         "notes": list(data.notes),
         "method": {"name": chosen.method.name, "settings": chosen.method.settings()},
         "task": task,
@@ -119,13 +118,20 @@ def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int)
     from onebase.encode import render
 
     rows, row = data.train, examples.rows[i]
-    if data.kind == "causal-lm":  # rows are blocks of the joined text, not its paragraphs
+    if data.kind in ("causal-lm", "masked-lm"):  # rows are blocks of the joined text, not its paragraphs
         return {"text": base.tokenizer.decode(row.ids), "label": None, "tokens": len(row.ids), "cut": row.cut}
-    fields = {"text": rows.text[i]}
-    if rows.text_pair is not None:
-        fields["text_pair"] = rows.text_pair[i]
+    if not rows.text and rows.get("query") is None:  # kinds without a text, whose rows may be windows
+        text = base.tokenizer.decode(row.ids)
+        return {"text": text, "label": None, "tokens": len(row.ids), "cut": row.cut}
+    i = i if examples.unit is None else int(examples.unit[i])
+    first, second = rows.get("query") or rows.text, rows.get("document") or rows.text_pair
+    fields = {"text": first[i]}
+    if second is not None:
+        fields["text_pair"] = second[i]
     if rows.completion is not None:
         fields = {"prompt": rows.text[i], "completion": rows.completion[i]}
     text = render(task["template"], fields) if task["template"] else "  |  ".join(fields.values())
-    label = None if rows.label is None else rows.label[i]
+    label = next((column[i] for column in (rows.label, rows.get("score")) if column is not None), None)
+    labels = rows.get("labels")
+    label = label if labels is None else ", ".join(labels[i]) or "(none)"
     return {"text": text, "label": label, "tokens": len(row.ids), "cut": row.cut}

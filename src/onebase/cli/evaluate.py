@@ -30,8 +30,13 @@ def evaluate(
     label: o.LabelColumn = None,
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
+    column: o.Columns = None,
     base: o.AdapterBase = None,
     batch_size: o.BatchSize = 64,
+    generate: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="seq2seq: also write N rows; exact match and chrF. Default: as trained."),
+    ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     as_json: o.AsJson = False,
@@ -50,7 +55,14 @@ def evaluate(
     if task.get("kind") == "features":
         raise UsageError(f"adapter {name!r} gives embeddings and has no head to score")
     found = load(
-        data, task=task["kind"], text=text, text_pair=text_pair, label=label, prompt=prompt, completion=completion
+        data,
+        task=task["kind"],
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        prompt=prompt,
+        completion=completion,
+        columns=o.roles_of(column),
     )
     if found.splits_made and split is not None:
         raise UsageError(f"--split {split} has no meaning for {found.source}: one file is scored whole")
@@ -59,11 +71,13 @@ def evaluate(
 
     adapter = routes[name]
     assert adapter is not None
-    result = evaluate_adapter(loaded, found, adapter, split=split or "test", batch_size=batch_size)
+    result = evaluate_adapter(loaded, found, adapter, split=split or "test", batch_size=batch_size, generate=generate)
     _show(name, found.source, loaded.adapters[adapter].ref, result, out)
 
 
 def _show(name: str, source: str, ref: str, result: Evaluation, out: Output) -> None:
+    from onebase.cli.result import beside
+
     if out.as_json:
         out.document(as_document(ref or name, source, result))
         return
@@ -77,6 +91,7 @@ def _show(name: str, source: str, ref: str, result: Evaluation, out: Output) -> 
     pairs.append(("with adapter", metric_range(metric, result.adapter.value, result.adapter.interval)))
     if result.test is not None:
         pairs.append(("difference", result.test.sentence()))
+    pairs += beside(result.adapter.metrics, None if result.base is None else result.base.metrics)
     if "macro_f1" in result.adapter.metrics:
         pairs.append(("macro F1", metric_value("macro_f1", result.adapter.metrics["macro_f1"])))
     for line in aligned(pairs):

@@ -20,6 +20,10 @@ def generate(
         typer.Option("--file", "-f", metavar="FILE", help=".csv, .tsv, .jsonl, .txt (a prompt per line), or -."),
     ] = None,
     prompt: o.PromptColumn = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A .jsonl of conversations to continue, such as {'messages': [...]}."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most new tokens.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens; otherwise the most probable ones.")] = False,
     temperature: Annotated[float | None, typer.Option(help="With --sample: below 1 is more cautious.")] = None,
@@ -35,9 +39,13 @@ def generate(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Continue prompts with stored adapters. The name "base" (the default) is the base without adapter."""
+    """Continue prompts with stored adapters. The name "base" (the default) is the base without adapter.
+
+    For an adapter that was trained on conversations a prompt is one turn of the user; --messages takes whole
+    conversations.
+    """
     from onebase.cli.bases import PLAIN, check_kinds, open_adapters
-    from onebase.cli.texts import read_texts
+    from onebase.cli.texts import read_conversations, read_texts
 
     out = Output(as_json)
     drawing = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
@@ -51,7 +59,13 @@ def generate(
     refs = o.listed(adapter) or [PLAIN]
     check_kinds(refs, writes=True)
     trained_on = _columns(refs)
-    given = read_texts(prompts or [], file, text=prompt, trained_on=trained_on, role="prompt").texts
+    given: list[Any]
+    if messages is not None:
+        if prompts or file is not None or prompt is not None:
+            raise UsageError("--messages holds the prompts: leave out texts, --file and --prompt")
+        given = read_conversations(messages)
+    else:
+        given = read_texts(prompts or [], file, text=prompt, trained_on=trained_on, role="prompt").texts
     loaded, routes = open_adapters(refs, base, device, dtype, out)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": sample, "num_beams": beams, **drawing}
     answers = _ask(loaded, routes, given, batch_size, settings, number)
@@ -71,7 +85,7 @@ def _columns(refs: list[str]) -> dict[str, str]:
 def _ask(
     base: Any,
     routes: dict[str, str | None],
-    prompts: list[str],
+    prompts: list[Any],
     batch_size: int,
     settings: dict[str, Any],
     number: int,
@@ -88,7 +102,7 @@ def _ask(
 
 
 def _show(
-    base: str, prompts: list[str], answers: dict[str, list[list[str]]], settings: dict[str, Any], out: Output
+    base: str, prompts: list[Any], answers: dict[str, list[list[str]]], settings: dict[str, Any], out: Output
 ) -> None:
     if out.as_json:
         rows = [
@@ -104,5 +118,6 @@ def _show(
     rows = []
     for i, prompt in enumerate(prompts):
         copies = len(next(iter(answers.values()))[i])
+        prompt = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
         rows += [[prompt if k == 0 else "", *(found[i][k] for found in answers.values())] for k in range(copies)]
     out.table(["prompt", *answers], rows)

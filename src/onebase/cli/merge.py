@@ -15,7 +15,24 @@ if TYPE_CHECKING:
 
 # What `train` takes beside training settings and the method, by kind of value.
 COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
-TEXTS = ("base", "data", "name", "task", *COLUMNS, "template", "pooling", "device", "dtype", "init_from")
+ROLES = (
+    "labels", "score", "tokens", "tags", "question", "context", "answers", "answer_start", "source", "target",
+    "messages", "anchor", "positive", "negative", "query", "document",
+)  # fmt: skip
+TEXTS = (
+    "base",
+    "data",
+    "name",
+    "task",
+    *COLUMNS,
+    *ROLES,
+    "template",
+    "pooling",
+    "device",
+    "dtype",
+    "init_from",
+    "group",
+)
 NUMBERS = ("limit", "max_length")
 SWITCHES = ("dry_run", "no_save", "resume")
 OPTIONS = (*TEXTS, *NUMBERS, *SWITCHES)

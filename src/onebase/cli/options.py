@@ -79,6 +79,12 @@ LabelColumn = Annotated[
 PromptColumn = Annotated[
     str | None, typer.Option("--prompt", metavar="COLUMN", rich_help_panel=DATA, help="Column of the prompt.")
 ]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="ROLE=NAME", rich_help_panel=DATA, help="Column of any role: score=rating. Repeatable."
+    ),
+]
 CompletionColumn = Annotated[
     str | None, typer.Option("--completion", metavar="COLUMN", rich_help_panel=DATA, help="Column of the completion.")
 ]
@@ -88,3 +94,23 @@ def listed(names: list[str] | None) -> list[str]:
     """Return names from repeated or comma-separated options, each once, in order."""
     parts = [part.strip() for name in names or () for part in name.split(",")]
     return list(dict.fromkeys(part for part in parts if part))
+
+
+def roles_of(columns: list[str] | None) -> dict[str, str]:
+    """Read ``role=name`` texts.
+
+    Raises:
+        UsageError: not of this form, or an unknown role.
+    """
+    from onebase.cli.failures import UsageError, misspelt
+    from onebase.data.kinds import ROLES
+
+    found = {}
+    for text in columns or []:
+        role, equals, name = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--column {text!r}: expected ROLE=NAME, such as score=rating")
+        if role not in ROLES:
+            raise misspelt("role in --column", role, ROLES)
+        found[role] = name
+    return found

@@ -9,6 +9,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# As onebase.tasks.metrics says, which would load torch.
+SHARES = (
+    "accuracy", "macro_f1", "weighted_f1", "micro_f1", "entity_f1", "token_accuracy", "answer_f1", "relevance"
+)  # fmt: skip
+PLAIN_SHARES = ("spearman", "mrr")
+
 
 class Output:
     """Where a command writes.
@@ -124,10 +130,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def metric_value(metric: str, value: float | None) -> str:
-    """Show a metric in its unit: shares as per cent, anything else with two decimals."""
+    """Show a metric in its unit: shares as per cent, those between 0 and 1 that are none with three decimals, anything
+    else with two."""
     if value is None:
         return "-"
-    return percent(value) if metric in ("accuracy", "macro_f1", "weighted_f1") else f"{value:.2f}"
+    return percent(value) if metric in SHARES else f"{value:.3f}" if metric in PLAIN_SHARES else f"{value:.2f}"
 
 
 def metric_range(metric: str, value: float | None, interval: Sequence[float] | None) -> str:

@@ -13,6 +13,7 @@ from onebase.cli.output import Output, count, percent, plain, shorten
 from onebase.errors import DataError
 
 if TYPE_CHECKING:
+    from onebase.base import Prediction
     from onebase.data import Passage
     from onebase.store import AdapterConfig
 
@@ -110,14 +111,22 @@ def predict_passages(
     flagged = []
     for i, passage in enumerate(passages):
         for ref, predictions in answers.items():
-            chances = {label: predictions[i].probabilities[label] for label in flags[ref]}
-            label = max(chances, key=chances.__getitem__)
-            if chances[label] >= thresholds[ref]:
-                flagged.append(_place(ref, label, chances[label], passage, document))
+            best = predictions[i]
+            for label in _chosen(best, flags[ref], thresholds[ref], threshold is None):
+                flagged.append(_place(ref, label, best.probabilities[label], passage, document))
     cut = sum(p.cut > 0 for found in answers.values() for p in found)
     if cut:
         out.note(f"{count(cut, 'passage')} longer than the adapter reads, and cut")
     return Found(base.id, len(passages), flagged, flags, thresholds)
+
+
+def _chosen(best: Prediction, flags: list[str], threshold: float, by_default: bool) -> list[str]:
+    """Return the labels that a passage is listed under: one, or of several those that reach the threshold."""
+    chances = {label: best.probabilities[label] for label in flags}
+    if best.labels is not None:  # each label has a threshold of its own
+        return [label for label in flags if (label in best.labels if by_default else chances[label] >= threshold)]
+    label = max(chances, key=chances.__getitem__)
+    return [label] if chances[label] >= threshold else []
 
 
 def choose_flags(
@@ -142,6 +151,10 @@ def choose_flags(
             unused -= set(labels)
             if not flags[ref]:
                 raise misspelt(f"label of adapter {ref!r}:", asked[0], labels)
+            continue
+        if config.task.get("kind") == "multilabel":
+            flags[ref] = labels
+            out.note(f"{ref}: flagging every label that reaches its own threshold; choose labels with --flag")
             continue
         rare = _rarer(labels, config.provenance.get("label_counts"))
         flags[ref] = labels if rare is None else [rare]

@@ -51,10 +51,10 @@ def predict(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Label texts with stored adapters, in one mixed batch.
+    """Label texts with stored adapters, in one mixed batch; answer questions (TEXT) from contexts (--pair).
 
     Texts come from the command line, from --file, or from standard input (one per line). The name "base" stands for
-    the base without adapter; it gives embeddings, with --json or --out FILE.jsonl.
+    the base without adapter; it gives embeddings, as adapters for embeddings do, with --json or --out FILE.jsonl.
     """
     out = Output(as_json)
     refs = o.listed(adapter)
@@ -98,6 +98,8 @@ def _check_usage(
     as_json: bool,
 ) -> None:
     from onebase.cli.bases import PLAIN, check_kinds
+    from onebase.store import Store
+    from onebase.tasks import get_task
 
     if not refs:
         raise UsageError("predict needs an adapter: pass -a NAME (see: onebase ls)")
@@ -110,6 +112,10 @@ def _check_usage(
     if PLAIN in refs and (split is not None or not embeds):
         raise UsageError("the base alone gives embeddings, no labels: ask for them with --json or --out FILE.jsonl")
     check_kinds(refs, writes=False)
+    for ref in refs:
+        kind = "features" if ref == PLAIN else Store().resolve(ref).config.task["kind"]
+        if get_task(kind).embeds and (split is not None or not embeds):
+            raise UsageError(f"adapter {ref!r} gives embeddings, no labels: ask with --json or --out FILE.jsonl")
 
 
 def _check_document(texts: list[str] | None, text: str | None, text_pair: str | None, pair: list[str] | None) -> None:
@@ -128,7 +134,11 @@ def _read(
 
     store = Store()
     configs = [store.resolve(ref).config for ref in refs if ref != PLAIN]
-    trained_on = configs[0].provenance.get("data", {}).get("columns", {}) if configs else {}
+    trained_on = dict(configs[0].provenance.get("data", {}).get("columns", {}) if configs else {})
+    for role, others in (("text", ("query", "question")), ("text_pair", ("document", "context"))):
+        for other in others:
+            if other in trained_on:
+                trained_on[role] = trained_on[other]
     wants_pair = any(config.task.get("pair") for config in configs)
     return read_texts(
         texts, file, text=text, text_pair=text_pair, pair=pair, trained_on=trained_on, wants_pair=wants_pair
@@ -155,14 +165,14 @@ def _show(base: Base, given: Texts, answers: dict[str, list[Prediction]], write:
             out.line(f"{ref}: " + ", ".join(f"{label} {number}" for label, number in counts.items()))
         return
     columns = ["text", *(["second text"] if given.pairs else [])]
+    sure = {ref: any(_said(p)[1] for p in predictions) for ref, predictions in answers.items()}
     for ref in answers:
-        columns += [ref, f"p({ref})"]
+        columns += [ref, f"p({ref})"] if sure[ref] else [ref]
     rows = []
     for i, text in enumerate(given.texts):
         row: list[Any] = [shorten(text, WIDTH), *([shorten(given.pairs[i], WIDTH)] if given.pairs else [])]
-        for predictions in answers.values():
-            best = predictions[i]
-            row += ["(embedding)", ""] if best.label is None else [best.label, percent(best.probabilities[best.label])]
+        for ref, predictions in answers.items():
+            row += _said(predictions[i])[: 1 + sure[ref]]
         rows.append(row)
     out.table(columns, rows, right=[f"p({ref})" for ref in answers])
 
@@ -179,6 +189,22 @@ def _row(given: Texts, answers: dict[str, list[Prediction]], i: int) -> dict[str
     return row | {"predictions": {ref: _answer(found[i]) for ref, found in answers.items()}}
 
 
+def _said(best: Prediction) -> list[str]:
+    """Return an answer and its probability as people read them."""
+    if best.spans is not None:
+        entities = any(span.label and span.text for span in best.spans)
+        shown = best.spans if entities else best.spans[:1]
+        words = [f"{s.text} ({s.label})" if s.label and s.text else s.text or f"({s.label})" for s in shown]
+        return [", ".join(words) or "(nothing)", ", ".join(percent(span.probability) for span in shown)]
+    if best.label is not None:
+        return [best.label, percent(best.probabilities[best.label])]
+    if best.labels is not None:
+        return [", ".join(best.labels) or "(none)", ", ".join(percent(best.probabilities[x]) for x in best.labels)]
+    if best.value is not None:
+        return [f"{best.value:.4g}", ""]
+    return ["(embedding)", ""]
+
+
 def _answer(prediction: Prediction) -> dict[str, Any]:
     return prediction.facts()
 
@@ -186,7 +212,34 @@ def _answer(prediction: Prediction) -> dict[str, Any]:
 def _counts(predictions: list[Prediction]) -> dict[str, int]:
     from collections import Counter
 
-    return dict(Counter(p.label or "embedding" for p in predictions).most_common())
+    found: Counter[str] = Counter()
+    for p in predictions:
+        if p.spans is not None and any(span.label and span.text for span in p.spans):  # entities, by what they are
+            found.update(span.label for span in p.spans)
+        elif p.spans is not None:  # answers: only the best one counts
+            found[(p.spans[0].label or "answer") if p.spans else "nothing"] += 1
+        elif p.labels is not None:
+            found.update(p.labels or ["(none)"])
+        else:
+            found[p.label or ("value" if p.value is not None else "embedding")] += 1
+    return dict(found.most_common())
+
+
+def _cells(best: Prediction) -> dict[str, Any]:
+    """Return an answer as cells of a table: label and probability, every label, the number, or the spans as JSON."""
+    import json
+
+    if best.spans is not None:
+        return {"spans": json.dumps(plain(best.spans), ensure_ascii=False)}
+    if best.labels is not None:
+        chances = {f"p({label})": f"{chance:.6f}" for label, chance in best.probabilities.items()}
+        return {"labels": "|".join(best.labels), **chances}
+    if best.value is not None:
+        return {"value": f"{best.value:.6g}"}
+    return {
+        "label": best.label,
+        "probability": "" if best.label is None else f"{best.probabilities[best.label]:.6f}",
+    }
 
 
 def _write(path: Path, given: Texts, answers: dict[str, list[Prediction]]) -> None:
@@ -204,8 +257,7 @@ def _write(path: Path, given: Texts, answers: dict[str, list[Prediction]]) -> No
             return
         for ref, found in answers.items():
             for row, best in zip(rows, found):
-                row[f"{ref}.label"] = best.label
-                row[f"{ref}.probability"] = "" if best.label is None else f"{best.probabilities[best.label]:.6f}"
+                row |= {f"{ref}.{name}": value for name, value in _cells(best).items()}
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

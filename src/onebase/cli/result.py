@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from onebase.training import Run
 
 
+BESIDE = {"recall@1": "recall@1", "recall@10": "recall@10", "exact_match": "exact match", "chrf": "chrF"}
+WRITTEN = ("exact_match", "chrf")
+
+
 def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     """Print what training gave."""
     for sentence in run.notes[len(data.notes) :]:  # those of the data were said before
@@ -27,16 +31,19 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     better = "higher" if about.higher else "lower"
     done = max((int(entry["epoch"]) for entry in history.epochs), default=0)
     kept = f"epoch {history.best} of {done}" if history.best else f"the start: none of {done} epochs was better"
+    head = base.adapters[run.name].base_head
+    own = about.own if head is None else "its own head, base frozen"
     difference = run.test.sentence() if run.test else "not tested"
     pairs = [
         ("adapter", run.ref or "not stored (--no-save)"),
         ("method", run.method),
         ("scored on", f"{count(int(run.metrics['n']), 'row')} of {run.split}; {run.metric}, {better} is better"),
-        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {about.own}"),
+        ("base", f"{metric_range(run.metric, run.base_value, run.base_interval)}  {own}"),
         ("with adapter", metric_range(run.metric, run.value, run.interval)),
         ("difference", difference),
         ("parameters", f"{run.parameters:,}, {percent(run.share, 2)} of the base's"),
     ]
+    pairs += beside(run.metrics, run.base_metrics)
     if run.bytes:
         pairs.append(("file", size(run.bytes)))
     pairs.append(("training", f"{clock(history.seconds)}, kept {kept}"))
@@ -45,8 +52,19 @@ def show_run(run: Run, data: Data, base: Base, out: Output) -> None:
     if run.ref:
         out.line()
         out.line("Next:")
-        for command in next_commands(run, data.train.text_pair is not None):
+        for command in next_commands(run, bool(base.adapters[run.name].task["pair"])):
             out.line(f"  {command}")
+
+
+def beside(adapter: dict[str, Any], base: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return lines of the metrics that are shown beside the one that counts, base against adapter."""
+    lines = []
+    for name, title in BESIDE.items():
+        if name in adapter:
+            shown = [f"{metrics[name]:.3g}" for metrics in (base or {}, adapter) if name in metrics]
+            rows = f" on the first {count(adapter['generated'], 'row')}" if name in WRITTEN else ""
+            lines.append((title, " with the base, ".join(shown) + (" with adapter" if base else "") + rows))
+    return lines
 
 
 def next_commands(run: Run, pair: bool) -> list[str]:
@@ -54,7 +72,9 @@ def next_commands(run: Run, pair: bool) -> list[str]:
     name = shlex.quote(run.name)
     from onebase.tasks import get_task
 
-    if not get_task(run.kind).writes:
+    if get_task(run.kind).embeds:
+        use = f'onebase predict -a {name} --json "..."'
+    elif not get_task(run.kind).writes:
         use = f'onebase predict -a {name} "..."' + (' --pair "..."' if pair else "")
     else:
         use = f'onebase generate -a {name} "..."'

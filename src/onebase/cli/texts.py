@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def read_texts(
     text: str | None = None,
     text_pair: str | None = None,
     pair: Sequence[str] = (),
-    trained_on: dict[str, str] | None = None,
+    trained_on: Mapping[str, str | None] | None = None,
     wants_pair: bool = False,
     role: str = "text",
 ) -> Texts:
@@ -82,6 +82,32 @@ def read_texts(
     return _from_table(file, {role: text, "text_pair": text_pair}, trained_on or {}, wants_pair, role)
 
 
+def read_conversations(file: Path) -> list[tuple[dict[str, Any], ...]]:
+    """Read conversations to continue: one JSON object a line, with `messages` (OpenAI) or `conversations` (ShareGPT).
+
+    Raises:
+        DataError: the file cannot be read, or lines are no such conversations; all of them at once.
+    """
+    from onebase.data.columns import by_name
+    from onebase.data.files import read_file
+    from onebase.data.messages import as_messages
+
+    table = read_file(file)
+    column = by_name(table, "messages")
+    if column is None:
+        raise DataError(f"{file.name}: no column messages or conversations; found {', '.join(table.cells)}")
+    found, bad = [], []
+    for place, value in zip(table.places, table.cells[column]):
+        try:
+            found.append(as_messages(value, answered=False))
+        except ValueError as error:
+            bad.append(f"\n  {table.unit} {place}: {error}")
+    if bad:
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise DataError(f"{file.name}: {len(bad)} conversations cannot be continued:{''.join(bad[:SHOWN])}{more}")
+    return found
+
+
 def read_document(file: Path) -> str:
     """Read a whole file as text.
 
@@ -114,7 +140,7 @@ def _lines(content: str, name: str) -> list[str]:
 
 
 def _from_table(
-    file: Path, asked: dict[str, str | None], trained_on: dict[str, str], wants_pair: bool, role: str
+    file: Path, asked: dict[str, str | None], trained_on: Mapping[str, str | None], wants_pair: bool, role: str
 ) -> Texts:
     from onebase.data.files import read_file
 

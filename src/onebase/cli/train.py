@@ -35,7 +35,9 @@ def train(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="KIND", rich_help_panel=o.DATA, help="classification, causal-lm or completion. Default: by columns."
+            metavar="KIND",
+            rich_help_panel=o.DATA,
+            help="Such as classification, tokens, chat, embeddings. Default: by columns.",
         ),
     ] = None,
     text: o.TextColumn = None,
@@ -43,6 +45,11 @@ def train(
     label: o.LabelColumn = None,
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
+    column: o.Columns = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", rich_help_panel=o.DATA, help="Rows that share its value stay in one split."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", rich_help_panel=o.DATA, help="Most rows of each split.")
     ] = None,
@@ -50,7 +57,8 @@ def train(
         int | None, typer.Option(metavar="N", rich_help_panel=o.DATA, help="Tokens per row, at most.")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(metavar="TEXT", rich_help_panel=o.DATA, help="Such as 'Review: {text}'.")
+        str | None,
+        typer.Option(metavar="TEXT", rich_help_panel=o.DATA, help="Such as 'Review: {text}'; for chats chatml."),
     ] = None,
     pooling: Annotated[
         str | None, typer.Option(metavar="HOW", rich_help_panel=o.DATA, help="mean, first or last token.")
@@ -101,6 +109,7 @@ def train(
     The command line goes before --set, --set before --config, --config before the defaults of the method.
     """
     given = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
+    given |= o.roles_of(given.pop("column"))
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
     out = Output(as_json)
     from onebase.cli.merge import choose
@@ -180,13 +189,15 @@ def _method_of(ref: str | None) -> tuple[str, dict[str, Any]] | None:
 
 def _load(chosen: Chosen, out: Output) -> Data:
     """Read the data, and check every setting against it before a base is loaded."""
+    from onebase.cli.merge import COLUMNS, ROLES
     from onebase.data import load
     from onebase.tasks import get_task
     from onebase.training.settings import Settings, settings_for
 
     if chosen.get("data") is None:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
-    columns = {key: chosen.get(key) for key in ("task", "text", "text_pair", "label", "prompt", "completion", "limit")}
+    columns = {key: chosen.get(key) for key in ("task", *COLUMNS, "limit", "group")}
+    columns["columns"] = {role: chosen.get(role) for role in ROLES if chosen.get(role) is not None}
     of_training = {key: value for key, value in chosen.settings.items() if key in Settings.__dataclass_fields__}
     settings_for(chosen.method, of_training)
     found = load(chosen.get("data"), seed=chosen.settings.get("seed") or 0, **columns)

@@ -14,10 +14,18 @@ from onebase.store.schema import AdapterConfig
 PIPELINES = {
     "classification": "text-classification",
     "regression": "text-classification",
+    "multilabel": "text-classification",
+    "rerank": "text-ranking",
     "tokens": "token-classification",
-    "spans": "question-answering",
+    "qa": "question-answering",
+    "masked-lm": "fill-mask",
     "embedding": "sentence-similarity",
-    "generation": "text-generation",
+    "embeddings": "feature-extraction",
+    "similarity": "sentence-similarity",
+    "causal-lm": "text-generation",
+    "completion": "text-generation",
+    "chat": "text-generation",
+    "seq2seq": "text2text-generation",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LABELS_SHOWN = 20  # a reader scans that many; the config has all
@@ -72,11 +80,20 @@ def _body(config: AdapterConfig) -> Iterator[str]:
     yield from ("", "## Use", "", "```python", "import onebase as ob", "")
     yield f"base = ob.load_base({_quote(_base_name(base.id))})"
     yield f'base.load("{config.name}@{config.version}")'
-    yield f'base.predict(["some text"], adapter="{config.name}")'
+    yield _use(kind, config.name, bool(config.task.get("pair")))
     yield from ("```", "", "## Limits", "")
     yield f"- It fits only the base with the fingerprint {_code(base.fingerprint)}; any other is refused."
     yield "- It was trained on one data set; measure it on your own texts before relying on it."
     yield "- Whatever the base cannot represent, or has learned wrongly, an adapter rarely repairs."
+
+
+def _use(kind: str, name: str, pair: bool) -> str:
+    if kind == "qa":
+        return f'base.predict(["some question"], pairs=["its context"], adapter="{name}")'
+    if kind == "masked-lm":
+        return f'base.fill(["some [MASK] text"], adapter="{name}")  # or the mask token of your base'
+    second = ', pairs=["a second text"]' if pair else ""
+    return f'base.predict(["some text"], adapter="{name}"{second})'
 
 
 def _items(values: Mapping[str, Any]) -> Iterator[str]:

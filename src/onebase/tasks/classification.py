@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebase.encode import OVERLAP, Encoded, encode_windows
+from onebase.encode import Encoded
 from onebase.errors import DataError
 from onebase.heads import LinearHead
 from onebase.statistics import accuracy_interval, bootstrap_interval, classification_metrics, label_rows, macro_f1
-from onebase.tasks.frozen import fit_classes, frozen_vectors
+from onebase.tasks.frozen import fit_classes
+from onebase.tasks.pooled import PooledTask
 from onebase.tasks.registry import register_task
-from onebase.tasks.task import Examples, Found, Losses, Prediction, Scores, Task, choose_option, first_rows, per_unit
+from onebase.tasks.task import Examples, Found, Prediction, Scores, choose_option, first_rows, per_unit
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -35,32 +36,19 @@ def evenness(counts: Sequence[int]) -> float:
     return -sum(p * log(p) for p in shares) / log(len(counts)) if len(counts) > 1 else 1.0
 
 
-def encode_units(
-    base: Base, spec: Mapping[str, Any], rows: Rows
-) -> tuple[list[Encoded], Tensor | None, Tensor | None, int]:
-    """Encode texts, as windows where long: rows, unit and weight per row (None where no text has windows), cuts."""
-    found = encode_windows(base.tokenizer, spec, rows.text, rows.text_pair)
-    flat = [row for many in found for row in many]
-    cut = sum(many[0].cut > 0 for many in found)
-    if len(flat) == len(found):
-        return flat, None, None, cut
-    unit = torch.tensor([i for i, many in enumerate(found) for _ in many])
-    weight = torch.tensor([1.0 / len(many) for many in found for _ in many])
-    return flat, unit, weight, cut
-
-
 @register_task
-class Classification(Task):
+class Classification(PooledTask):
     """One label per text."""
 
     kind: ClassVar[str] = "classification"
     summary: ClassVar[str] = "one label per text or pair"
     labelled: ClassVar[bool] = True
-    options: ClassVar[Mapping[str, Any]] = {"windows": True, "overlap": OVERLAP, "class_weights": "auto"}
+    options: ClassVar[Mapping[str, Any]] = {**PooledTask.options, "class_weights": "auto"}
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Decide whether classes are uneven: then rare ones weigh more, and macro F1 is what counts."""
         how = choose_option("class_weights", spec.pop("class_weights"), ("auto", "balanced", "none"))
+        spec = super().complete(spec, base, data, given)
         counts = [Counter(data.train.label or ())[label] for label in spec["labels"]]
         uneven = evenness(counts) < UNEVEN
         spec["metric"] = "macro_f1" if uneven else "accuracy"
@@ -68,37 +56,17 @@ class Classification(Task):
             spec["weights"] = [round(sum(counts) / (len(counts) * max(count, 1)), 6) for count in counts]
         return spec
 
-    def head(self, spec: Mapping[str, Any], width: int) -> nn.Module:
-        """A linear map to one logit per label."""
-        return LinearHead(width, len(spec["labels"]))
-
-    def encode(self, base: Base, spec: Mapping[str, Any], rows: Rows) -> Examples:
-        """Encode texts and class numbers."""
-        if not len(rows):
-            return Examples((), torch.zeros(0, dtype=torch.long))
+    def targets(self, spec: Mapping[str, Any], rows: Rows) -> Tensor:
+        """Return class numbers (n,)."""
         number = {label: i for i, label in enumerate(spec["labels"])}
         unseen = sorted({label for label in rows.label or () if label not in number})
         if unseen:
             raise DataError(f"labels {unseen[:5]} are not among the adapter's labels {list(spec['labels'])[:10]}")
-        encoded, unit, weight, cut = encode_units(base, spec, rows)
-        targets = torch.tensor([number[label] for label in rows.label or ()])
-        return Examples(tuple(encoded), targets if unit is None else targets[unit], unit, weight, cut)
+        return torch.tensor([number[label] for label in rows.label or ()], dtype=torch.long)
 
-    def encode_inputs(
-        self, base: Base, spec: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str] | None
-    ) -> list[list[Encoded]]:
-        """Encode texts to be labelled."""
-        return encode_windows(base.tokenizer, spec, texts, pairs)
-
-    def losses(
-        self, out: Tensor, examples: Examples, index: Sequence[int], spec: Mapping[str, Any], head: nn.Module | None
-    ) -> Losses:
-        """Cross-entropy, weighted by class where the spec says so, each text counting once."""
-        assert examples.targets is not None
-        place = torch.tensor(list(index))
-        sums, counts = self.tensor_loss(out, examples.targets[place].to(out.device), spec)
-        share = 1.0 if examples.weight is None else examples.weight[place].to(out.device)
-        return Losses(sums * share, counts * share, out)
+    def new_head(self, spec: Mapping[str, Any], width: int) -> LinearHead:
+        """A linear map to one logit per label."""
+        return LinearHead(width, len(spec["labels"]))
 
     def tensor_loss(self, out: Tensor, labels: Tensor, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Cross-entropy against class numbers (b,)."""
@@ -107,12 +75,11 @@ class Classification(Task):
             weight = torch.tensor(spec["weights"], device=out.device)[labels]
         return F.cross_entropy(out, labels, reduction="none") * weight, weight
 
-    def base_head(self, base: Base, spec: Mapping[str, Any], train: Examples, validation: Examples) -> nn.Module:
-        """Logistic regression on frozen vectors."""
-        assert train.targets is not None and validation.targets is not None
-        vectors, held = frozen_vectors(base, train, spec), frozen_vectors(base, validation, spec)
-        targets, held_targets = train.targets[first_rows(train)], validation.targets[first_rows(validation)]
-        return fit_classes(vectors, targets, held, held_targets, len(spec["labels"]), bool(spec.get("weights")))
+    def fit_head(
+        self, spec: Mapping[str, Any], features: Tensor, targets: Tensor, held: Tensor, held_targets: Tensor
+    ) -> LinearHead:
+        """Logistic regression."""
+        return fit_classes(features, targets, held, held_targets, len(spec["labels"]), bool(spec.get("weights")))
 
     def judge(self, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, found: Found) -> Scores:
         """Compute accuracy and F1; the logits of a text's windows are averaged."""
@@ -137,7 +104,8 @@ class Classification(Task):
         values: Sequence[Tensor], text: str, pair: str | None,
     ) -> Prediction:  # fmt: skip
         """Return label probabilities; the logits of a text's windows are averaged."""
-        labels = list(spec["labels"])
-        shares = torch.softmax(torch.stack([v.float() for v in values]).mean(0).double(), -1).tolist()
+        labels, out = list(spec["labels"]), self.finished(spec, head, values)
+        shares = torch.softmax(out.mean(0).double(), -1).tolist()
         best = max(range(len(shares)), key=shares.__getitem__)
-        return Prediction(name, labels[best], dict(zip(labels, shares)), None, rows[0].cut, len(rows))
+        cut = max(row.cut for row in rows)
+        return Prediction(name, labels[best], dict(zip(labels, shares)), None, cut, len(out))

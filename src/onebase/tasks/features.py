@@ -23,6 +23,7 @@ class Features(Task):
 
     kind: ClassVar[str] = "features"
     summary: ClassVar[str] = "no head: embeddings"
+    embeds: ClassVar[bool] = True
 
     def encode(self, base: Base, spec: Mapping[str, Any], rows: Rows) -> Examples:
         """Refuse: there is nothing to train."""

@@ -100,6 +100,11 @@ class Completion(LanguageTask):
         """Separate prompt and completion by a newline, unless a template says otherwise."""
         return spec | {"template": spec["template"] or COMPLETION_TEMPLATE}
 
+    def prompt(self, base: Base, spec: Mapping[str, Any], prompt: Any) -> list[int]:
+        """Fill the template up to where the completion begins."""
+        before = (spec["template"] or "").split("{completion}")[0]
+        return super().prompt(base, spec, render(before, {"prompt": prompt}) if before else prompt)
+
     def encode(self, base: Base, spec: Mapping[str, Any], rows: Rows) -> Examples:
         """Encode prompts and completions."""
         before, after = (spec["template"] or "{prompt}{completion}").split("{completion}")

@@ -13,9 +13,19 @@ if TYPE_CHECKING:
 # kind -> module that registers it
 BUILT_IN = {
     "causal-lm": "onebase.tasks.language",
+    "chat": "onebase.tasks.chat",
     "classification": "onebase.tasks.classification",
     "completion": "onebase.tasks.language",
+    "embeddings": "onebase.tasks.embeddings",
     "features": "onebase.tasks.features",
+    "multilabel": "onebase.tasks.multilabel",
+    "regression": "onebase.tasks.regression",
+    "rerank": "onebase.tasks.rerank",
+    "masked-lm": "onebase.tasks.masked",
+    "qa": "onebase.tasks.qa",
+    "tokens": "onebase.tasks.tokens",
+    "seq2seq": "onebase.tasks.seq2seq",
+    "similarity": "onebase.tasks.embeddings",
 }
 ENTRY_POINTS = "onebase.tasks"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from onebase.encode import Encoded
+from onebase.encode import Encoded, prompt_ids
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.heads import pool
 from onebase.tasks.metrics import Metric, metric_of
@@ -142,7 +142,7 @@ class Span:
     Attributes:
         start, end: character offsets, end excluded.
         text: the piece.
-        label: what it is; '' for an answer to a question.
+        label: what it is: an entity's type, 'mask' for a filled mask, 'no answer'; '' for an answer to a question.
         probability: of the piece, 0 to 1.
     """
 
@@ -210,6 +210,7 @@ class Task:
         options: settings of the task beside max_length, template and pooling -> default.
         prompted: the tokens before a row's first target are a prompt, which deltas at positions tell from its answer.
         whole_batch: the loss couples the rows of an effective batch, which is then never cut into micro-batches.
+        embeds: answers with an embedding, and nothing else.
     """
 
     kind: ClassVar[str]
@@ -221,6 +222,7 @@ class Task:
     options: ClassVar[Mapping[str, Any]] = {}
     prompted: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+    embeds: ClassVar[bool] = False
 
     # -- what an adapter is given ----------------------------------------------------------------------------------
 
@@ -257,6 +259,28 @@ class Task:
     ) -> list[list[Encoded]]:
         """Encode texts to be answered: per text its rows (one, or its windows)."""
         raise UnsupportedError(f"a {self.kind} adapter writes text: use base.generate")
+
+    def for_epoch(self, examples: Examples, seed: int, epoch: int) -> Examples:
+        """Return the training rows of an epoch: a function of the seed, the epoch and the rows, so that runs repeat.
+
+        Args:
+            examples: the encoded training rows.
+            seed: of the run.
+            epoch: 1 is the first.
+        """
+        return examples
+
+    def prompt(self, base: Base, spec: Mapping[str, Any], prompt: Any) -> list[int]:
+        """Return the token ids of a prompt, as the training data of this task presents it.
+
+        Args:
+            base: the base.
+            spec: the adapter's; {} for the plain base.
+            prompt: a text; a conversation where the task takes one.
+        """
+        if not isinstance(prompt, str):
+            raise ConfigError(f"a {self.kind} adapter takes text as a prompt, no conversation: pass a string")
+        return prompt_ids(base.tokenizer, prompt, base.is_encoder_decoder)
 
     # -- computing -------------------------------------------------------------------------------------------------
 
@@ -305,12 +329,51 @@ class Task:
         """Fit a head on the frozen base: the base's own answer to this task, and where the adapter's head starts."""
         return None
 
+    def base_heads(
+        self, base: Base, spec: Mapping[str, Any], train: Examples, validation: Examples
+    ) -> tuple[nn.Module | None, nn.Module | None]:
+        """Fit the base's own head, and the head that the adapter's starts from: the same one, unless they read
+        different things."""
+        head = self.base_head(base, spec, train, validation)
+        return head, head
+
+    def own(
+        self, base: Base, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples
+    ) -> tuple[Mapping[str, Any], Examples]:
+        """Return the spec and the examples that the base's own head answers: the adapter's, unless it reads others."""
+        return spec, examples
+
+    def own_head(self, spec: Mapping[str, Any], width: int, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
+        """Build the base's own head for stored tensors of these shapes."""
+        return self.head(spec, width)
+
     def finish(self, spec: Mapping[str, Any], head: nn.Module | None, validation: Examples, found: Found) -> None:
         """Set what is chosen on validation when training is over (thresholds), in the head's buffers."""
 
     def judge(self, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, found: Found) -> Scores:
         """Score a split."""
         raise NotImplementedError
+
+    def extras(
+        self, base: Base, spec: Mapping[str, Any], name: str | None, examples: Examples, rows: int
+    ) -> dict[str, Any]:
+        """Measure what needs more than one forward (writing texts), when results are final.
+
+        Args:
+            base: the base.
+            spec: the adapter's.
+            name: the adapter; None scores the plain base.
+            examples: the split.
+            rows: at most this many of its first rows; 0 where nobody asked.
+
+        Returns:
+            Further metrics.
+        """
+        if rows:
+            raise ConfigError(
+                f"generate = {rows}: {self.kind} adapters are not scored by what they write; leave it out"
+            )
+        return {}
 
     def answer(
         self, spec: Mapping[str, Any], head: nn.Module | None, name: str | None, rows: Sequence[Encoded],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onebase.adapter import Adapter
 from onebase.errors import TrainingError
-from onebase.tasks import Examples
+from onebase.tasks import Examples, get_task
 from onebase.training.settings import Settings, shares
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class JobState:
     def batch(self) -> list[int]:
         """Return the row numbers of the next optimizer step, in the seeded order of this epoch."""
         if self.shuffled is None:
+            task = get_task(self.adapter.task["kind"])
+            self.train = task.for_epoch(self.train, self.settings.seed, self.epoch + 1)
             self.order_state = self.order.get_state()
             self.shuffled = torch.randperm(len(self.train), generator=self.order).tolist()
         start = self.place * self.per_step

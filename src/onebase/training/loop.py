@@ -9,6 +9,7 @@ import torch
 
 from onebase.examples import forward
 from onebase.tasks import get_task
+from onebase.training.cached import backward_cached, exceeds
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import History, JobState
 from onebase.training.kernels import MICRO, Kernels
@@ -91,16 +92,18 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
     Sums and counts are added up apart: the mean is over all targets of the batch, never a mean of the micro-batches'
     means. Micro-batches hold rows of similar length, so that little of the work is padding.
     """
-    size = job.settings.batch_size
+    size = piece = job.settings.batch_size
     if get_task(job.adapter.task["kind"]).whole_batch:
         size = len(batch)
     elif base.device.type == "cpu":
         size = min(size, MICRO)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for micro in job.train.batches(batch, size):
-        part = forward(base, job.adapter.name, job.train, micro)
-        loss = part.sums.sum()
-        loss.backward()
-        total += loss.detach().double().cpu()
+        if exceeds(job.adapter.task, job.train, micro):
+            part = backward_cached(base, job.adapter, job.train, micro, MICRO if base.device.type == "cpu" else piece)
+        else:
+            part = forward(base, job.adapter.name, job.train, micro)
+            part.sums.sum().backward()
+        total += part.sums.detach().double().sum().cpu()
         count += part.counts.sum().double().cpu()
     return float(total), float(count)

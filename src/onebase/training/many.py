@@ -12,7 +12,7 @@ from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
 from onebase.training.joint import Member, fit_many
 from onebase.training.loop import Reporter
-from onebase.training.prepare import Prepared, discard, prepare
+from onebase.training.prepare import Prepared, discard, prepare, reading_options
 from onebase.training.run import Run, conclude, kernels_for
 
 if TYPE_CHECKING:
@@ -144,7 +144,6 @@ def _check(jobs: Sequence[Job]) -> None:
 def _load_once(jobs: Sequence[Job]) -> list[Any]:
     """Read every source that several jobs name alike once."""
     from onebase.data import load
-    from onebase.training.prepare import COLUMNS
 
     seen: dict[Any, Data] = {}
     found = []
@@ -152,8 +151,8 @@ def _load_once(jobs: Sequence[Job]) -> list[Any]:
         if isinstance(job.data, Data):
             found.append(job.data)
             continue
-        options = {key: value for key, value in job.more.items() if key in COLUMNS}
-        source = str(job.data) if not hasattr(job.data, "__len__") or isinstance(job.data, str) else id(job.data)
+        options = reading_options(dict(job.more))
+        source = job.data if isinstance(job.data, str) else id(job.data)
         key = (source, job.more.get("seed") or 0, repr(sorted(options.items())))
         if key not in seen:
             seen[key] = load(job.data, seed=job.more.get("seed") or 0, **options)
@@ -163,6 +162,6 @@ def _load_once(jobs: Sequence[Job]) -> list[Any]:
 
 def _columns_dropped(more: dict[str, Any]) -> dict[str, Any]:
     """Return the options without those that were used to read the data."""
-    from onebase.training.prepare import COLUMNS
-
-    return {key: value for key, value in more.items() if key not in COLUMNS}
+    rest = dict(more)
+    reading_options(rest)
+    return rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import torch
 
 from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
-from onebase.data import Data, load
+from onebase.data import Data, Rows, load
+from onebase.data.kinds import ROLES
 from onebase.errors import ConfigError, DataError
-from onebase.evaluation import score, score_base
+from onebase.evaluation import score_base, with_extras
 from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "lora"
 KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
-COLUMNS = ("task", "text", "text_pair", "label", "prompt", "completion", "limit")
+# What is passed on to `load_data`; roles without an option of their own come in `columns`, or by their names.
+READING = ("task", "limit", "columns", "group", "encoding", "delimiter", "quote", "sheet")
+COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
 
 
 @dataclass(eq=False)
@@ -100,10 +104,10 @@ def prepare(
     store = _store_of(name, store)
     if resume and name is None:
         raise ConfigError("resume=True needs name=: an interrupted run is found by the name it would be stored as")
-    columns = {key: more.pop(key, None) for key in COLUMNS}
+    reading = reading_options(more)
     parent = None if init_from is None else read_parent(base, init_from, store)
     method = parent_method(parent, method) if parent else parse_method(method or DEFAULT_METHOD)
-    found = _load(data, seed=more.get("seed") or 0, **columns)
+    found = _load(data, seed=more.get("seed") or 0, **reading)
     options = {key: more.pop(key) for key in list(more) if key in get_task(found.kind).options}
     options |= {"max_length": max_length, "template": template, "pooling": pooling}
     if parent:
@@ -187,6 +191,16 @@ def _encoded(
     return examples
 
 
+def reading_options(more: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `more` what `load_data` takes: its options, and columns by role, such as ``score="rating"``."""
+    found = {key: more.pop(key) for key in (*READING, *COLUMNS) if key in more}
+    named = {role: more.pop(role) for role in set(ROLES) - set(COLUMNS) & set(more) if role in more}
+    named = {role: column for role, column in named.items() if column is not None}
+    if named:
+        found["columns"] = {**(found.get("columns") or {}), **named}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _load(data: Any, *, seed: int, **options: Any) -> Data:
     if isinstance(data, Data):
         given = [key for key, value in options.items() if value is not None]
@@ -241,7 +255,8 @@ def _free_name(base: Base, stem: str) -> str:
 
 def _frequent(train: Examples) -> list[int]:
     """Token ids of the training rows, the most frequent first."""
-    ids, counts = torch.tensor([i for row in train.rows for i in row.ids]).unique(return_counts=True)
+    rows = train.facts.get("plain", train.rows)  # rows with masked tokens say nothing about what is frequent
+    ids, counts = torch.tensor([i for row in rows for i in row.ids]).unique(return_counts=True)
     return ids[counts.argsort(descending=True, stable=True)].tolist()
 
 
@@ -254,28 +269,40 @@ def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], dat
     key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
     if key not in base._baselines:
         report.note("scoring the base alone" + (", with its own head on frozen vectors" if adapter.head else ""))
-        head = get_task(spec["kind"]).base_head(base, spec, examples["train"], examples["validation"])
+        task = get_task(spec["kind"])
+        head, start = task.base_heads(base, spec, examples["train"], examples["validation"])
+        for each in (head, start):
+            if each is not None:
+                each.to(base.device).requires_grad_(False)
         if head is not None:
-            head.to(base.device).requires_grad_(False)
-            found = run_examples(base, None, examples["validation"], 64, spec, head)
-            get_task(spec["kind"]).finish(spec, head, examples["validation"], found)
-        scores = score_base(base, spec, head, examples["test" if len(examples["test"]) else "validation"])
+            own_spec, held = task.own(base, spec, head, examples["validation"])
+            task.finish(own_spec, head, held, run_examples(base, None, held, 64, own_spec, head))
+        split = examples["test" if len(examples["test"]) else "validation"]
+        scores = with_extras(base, spec, None, split, score_base(base, spec, head, split))
         while len(base._baselines) >= KEPT_BASELINES:
             base._baselines.pop(next(iter(base._baselines)))
-        base._baselines[key] = (head, scores)
-    head, scores = base._baselines[key]
+        base._baselines[key] = (head, start, scores)
+    head, start, scores = base._baselines[key]
     adapter.base_head = head
-    if head is not None and adapter.head is not None:
-        adapter.head.load_state_dict(head.state_dict())
+    if start is not None and adapter.head is not None:
+        adapter.head.load_state_dict(start.state_dict())
     return scores
 
 
 def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
     def run() -> Checked:
-        found = score(base, adapter.name, examples["validation"])
+        task, validation = get_task(adapter.task["kind"]), examples["validation"]
+        raw = run_examples(base, adapter.name, validation)
+        task.finish(adapter.task, adapter.head, validation, raw)  # what is chosen on validation belongs to the epoch
+        found = task.judge(adapter.task, adapter.head, validation, raw)
         loss = float(found.metrics.get("loss", 0.0))
         # 95 % of a normal lie within 1.96 standard errors on each side; a loss is compared exactly
         noise = (found.interval[1] - found.interval[0]) / (2 * 1.96) if found.about.higher else 0.0
         return Checked(found.rank, noise, {found.metric: found.value, "validation_loss": loss})
 
     return run
+
+
+def label_counts(rows: Rows) -> Counter[str]:
+    """Count how often each label occurs."""
+    return Counter(rows.label or [label for many in rows.get("labels") or () for label in many])

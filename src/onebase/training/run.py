@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from onebase.adapter import Adapter
 from onebase.data import Data
 from onebase.evaluation import Evaluation, evaluate_examples
-from onebase.examples import run_examples
 from onebase.methods.method import Method
 from onebase.statistics import PairedTest
-from onebase.tasks import Examples, Task, get_task
 from onebase.training.job import History
 from onebase.training.kernels import Kernels, choose_kernels
 from onebase.training.loop import Reporter, fit
-from onebase.training.prepare import Prepared, discard, prepare
+from onebase.training.prepare import Prepared, discard, label_counts, prepare
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -92,6 +89,10 @@ def train(
     label: str | None = None,
     prompt: str | None = None,
     completion: str | None = None,
+    labels: str | None = None,
+    score: str | None = None,
+    query: str | None = None,
+    document: str | None = None,
     limit: int | None = None,
     max_length: int | None = None,
     template: str | None = None,
@@ -112,11 +113,13 @@ def train(
         method: a method or its shorthand; LoRA, or the method of `init_from`, by default.
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
-        task: 'classification', 'causal-lm' or 'completion'; found from the data by default.
-        text, text_pair, label, prompt, completion: columns; found by default.
+        task: a kind, see `onebase.tasks.task_kinds`; found from the data by default.
+        text, text_pair, label, prompt, completion: columns; found by default. Those of further roles are named alike:
+            source=, messages=, score=, ...
         limit: use at most this many training rows.
         max_length: tokens per row; what the base takes, at most 512, or blocks of 256 for plain text.
-        template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``.
+        template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``; for conversations "chatml" or a Jinja
+            template, the tokenizer's own by default.
         pooling: 'mean', 'first' or 'last'; the family's by default.
         store: where to store; the user's store by default.
         report: receives progress.
@@ -126,7 +129,8 @@ def train(
         init_from: a stored adapter, ``"reviews@3"``, to start from: with new data, and with labels that the data adds.
         remember: further facts that checkpoints keep, JSON values.
         settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
-            class_weights or windows (see `onebase.tasks`).
+            class_weights or windows (see `onebase.tasks`), and the columns of further roles: source, target, messages,
+            anchor, positive, negative, score.
 
     Returns:
         The run. The adapter stays attached, with its best epoch.
@@ -170,7 +174,6 @@ def conclude(base: Base, prepared: Prepared) -> Run:
         prepared: a run whose last step was taken.
     """
     adapter, examples = prepared.adapter, prepared.examples
-    _finish(base, adapter, examples["validation"])
     if prepared.attached in base.adapters:
         base.remove(prepared.attached)
     base._rename(adapter, prepared.attached)
@@ -186,13 +189,6 @@ def conclude(base: Base, prepared: Prepared) -> Run:
     return run
 
 
-def _finish(base: Base, adapter: Adapter, validation: Examples) -> None:
-    """Let the task choose on validation what it has to choose."""
-    task = get_task(adapter.task["kind"])
-    if type(task).finish is not Task.finish:
-        task.finish(adapter.task, adapter.head, validation, run_examples(base, adapter.name, validation))
-
-
 def _result(base: Base, prepared: Prepared, result: Evaluation) -> Run:
     adapter, data, examples, state = prepared.adapter, prepared.data, prepared.examples, prepared.state
     spec = adapter.task
@@ -206,6 +202,7 @@ def _result(base: Base, prepared: Prepared, result: Evaluation) -> Run:
             f"{len(examples['train'])} windows of at most {spec['max_length']} tokens were made of "
             f"{examples['train'].units} training rows, some of which are longer."
         )
+    notes += examples["train"].facts.get("notes", ())
     parameters = adapter.count()
     total = sum(p.numel() for p in base.model.parameters())
     return Run(
@@ -239,7 +236,7 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, pro
         "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.plain(),
         "seed": run.settings.seed,
-        **({"label_counts": dict(Counter(data.train.label))} if data.train.label else {}),
+        **({"label_counts": dict(label_counts(data.train))} if data.labels else {}),
         "epochs": run.history.epochs,
         "best_epoch": run.history.best,
         "seconds": round(run.history.seconds, 2),
