@@ -13,19 +13,18 @@ from typing import Any
 
 import torch
 
-from onebase.anatomy.discovery_parts import Branches, Part, PartFinder, cut_pass, owns_matrix, settle_gates
+from onebase.anatomy.discovery_gates import settle_gates
+from onebase.anatomy.discovery_parts import Branches, Part, PartFinder, cut_pass, owns_matrix
 from onebase.anatomy.discovery_positions import find_padding, find_positions, find_rates
 from onebase.anatomy.discovery_probe import Probe
 from onebase.anatomy.discovery_proof import holding, prove_rows, prove_sums, roles_of
 from onebase.anatomy.discovery_residual import Branch, Layer, LayerReader
 from onebase.anatomy.discovery_stack import FoundStack, find_stacks, is_matrix
-from onebase.anatomy.discovery_trace import Trace
+from onebase.anatomy.discovery_trace import Call, Trace
 from onebase.anatomy.rows import Family, Projection, StackRow, SubLayer, Untapped
 from onebase.anatomy.rows import Part as Features
 from onebase.core.site import Ref
 from onebase.errors import UnsupportedError
-
-NAMES = ("attention", "cross", "mlp")
 
 
 def discover(model: Any) -> Family:
@@ -83,7 +82,7 @@ def _stack_row(probe: Probe, trace: Trace, stack: FoundStack) -> StackRow:
         del layers[index]
     found = _sublayers(probe, trace, stack, layers)
     for index, reason in failed.items():
-        found[index] = _refused_layer(probe, stack.at(index), reason)
+        found[index] = _refused_layer(probe, stack.calls[index], reason)
     common = max(found.values(), key=lambda subs: sum(same(subs, other) for other in found.values()))
     prefix = probe.prefix
     return StackRow(
@@ -228,8 +227,9 @@ def _projection(probe: Probe, layer: Layer, part: Part) -> Projection:
     return Features(path, (start, stop))
 
 
-def _refused_layer(probe: Probe, path: str, reason: str) -> tuple[SubLayer, ...]:
+def _refused_layer(probe: Probe, call: Call, reason: str) -> tuple[SubLayer, ...]:
     """Return branches of which nothing can be adapted, so that whoever needs them is told why."""
+    path = call.path
     names: dict[str, Sequence[str]] = {"attention": ("exit", "kv", "q", "k", "v", "o"), "mlp": ("exit", "up", "down")}
     shared = reason.removeprefix(f"{path}: ")
     matrices: dict[str, Projection] = {
@@ -245,6 +245,7 @@ def _refused_layer(probe: Probe, path: str, reason: str) -> tuple[SubLayer, ...]
             parts=matrices if name == "attention" else {},
             norms={},
             refused=dict.fromkeys(roles, shared),
+            width=call.shape[-1],
         )
         for name, roles in names.items()
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from onebase.anatomy.discovery_probe import ROWS, Edit, Probe
+from onebase.anatomy.discovery_probe import ROWS, Edit, Probe, first
 from onebase.anatomy.discovery_residual import Layer, Norm, Scale
 from onebase.anatomy.discovery_trace import Trace
 from onebase.core.site import Ref
@@ -82,12 +82,11 @@ def _follow(probe: Probe, layer: Layer, seen: Mapping[Ref, Tensor]) -> float:
 
 def _apply(probe: Probe, steps: Iterable[Norm | Scale], stream: Tensor) -> Tensor:
     for step in steps:
-        with torch.no_grad():
-            stream = (
-                stream * step.number
-                if isinstance(step, Scale)
-                else probe.model.get_submodule(step.path).forward(stream)
-            )
+        if isinstance(step, Scale):
+            stream = stream * step.number
+        else:
+            with torch.no_grad():  # some norms hand on more than the states
+                stream = first(probe.model.get_submodule(step.path).forward(stream))
     return stream
 
 

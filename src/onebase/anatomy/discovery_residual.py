@@ -204,12 +204,12 @@ class LayerReader:
         return [Branch(key, residual, refused=reason)]
 
     def _leaves(self, key: Key) -> str | None:
-        """Return the module inside the layer whose output is `key`; the one that ends last where several are."""
+        """Return the module inside the layer that runs once and gives `key`; the last one where several do."""
         for value in self.trace.chain(key):
             found = [c for c in self.calls if c.output == value and c is not self.call]
-            if found:
-                path = max(found, key=lambda c: c.end).path
-                return path if len(self.trace.by_path[path]) == 1 else None
+            once = [c for c in found if len(self.trace.by_path[c.path]) == 1]  # a dropout may serve every branch
+            if once:
+                return max(once, key=lambda c: c.end).path
         return None
 
     def _catch(self, key: Key, limit: int) -> Ref | None:

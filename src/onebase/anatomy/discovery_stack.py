@@ -59,10 +59,6 @@ class FoundStack:
         """Names of the arguments of the stack's forward."""
         return set(inspect.signature(self.module.forward).parameters)
 
-    def at(self, index: int) -> str:
-        """Path of a layer."""
-        return self.calls[index].path
-
 
 def find_stacks(probe: Probe, trace: Trace) -> list[FoundStack]:
     """Find the stacks in the order they run.

@@ -84,6 +84,10 @@ def attempt(model_type: str) -> Trial:
     except OnebaseError as error:
         trial.reason = general(str(error))
         return trial
+    except Exception as error:
+        trial.reason = "breaks"
+        trial.wrong.append(f"dissecting raises {type(error).__name__}: {general(str(error))}")
+        return trial
     with base, torch.no_grad():
         trial.source = base.anatomy.source
         trial.padding = tuple(sorted({side for stack in base.anatomy.stacks for side in stack.padding}))
