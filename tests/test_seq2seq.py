@@ -161,7 +161,7 @@ def test_bad_data(tmp_path: Path) -> None:
         ob.load_data(path, task="seq2seq")
     found = ob.load_data([{"de": r["source"], "fr": r["target"]} for r in pairs()], source="de", target="fr")
     assert found.kind == "seq2seq" and found.columns == {"source": "de", "target": "fr"}
-    with pytest.raises(ob.errors.UnknownNameError, match="sauce"):
+    with pytest.raises(ob.errors.UnknownNameError, match=r"unknown option or role of load_data 'sauce'.*'source'"):
         ob.load_data(pairs(), sauce="source")
 
 
@@ -195,6 +195,6 @@ def test_command_line(tmp_path: Path, tokenizer: Any) -> None:
     shown = CliRunner().invoke(app, ["eval", "pairs", "-d", str(data), "-b", str(folder), "--generate", "3"])
     assert shown.exit_code == 0 and "chrF" in shown.stdout and "on the first 3 rows" in shown.stdout
     card = (Store().resolve("pairs").path / "README.md").read_text()
-    assert "text2text-generation" in card and 'base.generate(["some text"]' in card
+    assert "pipeline_tag: text-generation" in card and 'base.generate(["some text"]' in card
     plan = run("train", "-d", str(data), "-b", str(folder), "--task", "seq2seq", "--dry-run")
     assert plan["samples"][0]["tokens"] > 0

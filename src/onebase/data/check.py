@@ -9,10 +9,11 @@ from typing import Any
 from onebase.data.columns import Columns, match_column
 from onebase.data.disk import Coded, DiskColumn
 from onebase.data.kinds import KINDS
+from onebase.data.misfit import Misfit
 from onebase.data.rows import Rows, natural_order
 from onebase.data.splits import FEWEST_ROWS
 from onebase.data.table import Number, Table
-from onebase.data.values import CONVERT, Answer, Misfit, as_answers, as_flags, as_labels, separator_of, sort_of
+from onebase.data.values import CONVERT, Answer, as_answers, as_flags, as_labels, separator_of, sort_of
 from onebase.errors import DataError
 
 _SHOWN = 10
@@ -175,12 +176,16 @@ def check_classes(
                     )
 
 
-def check_scores(table: Table, rows: Rows, role: str, problems: Problems) -> None:
+def check_scores(table: Table, rows: Rows, role: str, column: str, problems: Problems) -> None:
     """Note measurements that are all the same."""
     values = iter(rows[role])
     first = next(values, None)
     if all(value == first for value in values):
-        problems.add("one value only", f"{table.name}: every {role} is {first}; there is nothing to learn")
+        problems.add(
+            "one value only",
+            f"{table.name}, column {column!r}: every {role} is {first}; there is nothing to learn. Name another column "
+            "where this is not the one",
+        )
 
 
 def check_count(table: Table, rows: Rows, problems: Problems) -> None:

@@ -37,6 +37,8 @@ def find_columns(
     given = {role: tuple(_existing(table, role, name) for name in names) for role, names in asked.items()}
     _refuse_one_for_two(table, given)
     kind = task or _kind_of(table, given)
+    if kind == "embeddings" and _have_scores(table, given):
+        kind = "similarity"
     roles = KINDS[kind].roles
     if "label" in given and "label" not in roles:  # the option --label names the target of every kind of labels
         target = {"multilabel": "labels", "regression": "score", "similarity": "score", "tokens": "tags"}.get(kind)
@@ -124,6 +126,16 @@ def _kind_of(table: Table, given: Mapping[str, Sequence[str]]) -> str:
             f"{', or '.join('--task ' + kind for kind in kinds)}."
         )
     return kinds[0]
+
+
+def _have_scores(table: Table, given: Mapping[str, Sequence[str]]) -> bool:
+    """Say whether texts for embeddings are pairs with a score, rather than anchors with positives."""
+    triplet = ("anchor", "positive", "negative")
+    if set(triplet) & set(given) or {"anchor", "positive"} & {plain(column) for column in table.cells}:
+        return False
+    named = {"score" if role == "label" else role for role in given}
+    taken = {column for columns in given.values() for column in columns}
+    return all(role in named or matching(table.cells, role, taken) for role in KINDS["similarity"].roles)
 
 
 def _by_content(table: Table, found: Columns, spare: set[str]) -> None:
