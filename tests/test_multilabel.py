@@ -194,5 +194,5 @@ def test_flags_that_are_neither_0_nor_1_and_rows_without_any_label_are_refused()
     rows = [{"text": f"text {i}", "a": i % 2, "b": "2" if i == 3 else "0"} for i in range(20)]
     with pytest.raises(DataError, match="neither 0 nor 1: column 'b' holds '2'"):
         ob.load_data(rows, columns={"labels": ["a", "b"]})
-    with pytest.raises(DataError, match="no row has a label"):
+    with pytest.raises(DataError, match="no row has any label"):
         ob.load_data([{"text": f"text {i}", "labels": ""} for i in range(20)], task="multilabel")
