@@ -198,3 +198,24 @@ def test_command_line(tmp_path: Path, tokenizer: Any) -> None:
     assert "pipeline_tag: text-generation" in card and 'base.generate(["some text"]' in card
     plan = run("train", "-d", str(data), "-b", str(folder), "--task", "seq2seq", "--dry-run")
     assert plan["samples"][0]["tokens"] > 0
+
+
+def test_columns_of_any_role_at_the_command_line(tmp_path: Path, tokenizer: Any) -> None:
+    folder, data, flags = tmp_path / "tiny", tmp_path / "pairs.jsonl", tmp_path / "flags.jsonl"
+    make("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data.write_text("\n".join(json.dumps({"de": row["source"], "fr": row["target"]}) for row in pairs()))
+    flags.write_text("\n".join(json.dumps({"text": f"the {i}", "x": i % 2, "y": int(i % 3 == 0)}) for i in range(30)))
+
+    def plan(path: Path, *args: str, code: int = 0) -> Any:
+        found = CliRunner().invoke(app, ["train", "-d", str(path), "-b", str(folder), "--dry-run", "--json", *args])
+        assert found.exit_code == code, found.output
+        return found.output if code else json.loads(found.stdout)["data"]
+
+    for args in (["--column", "source=de", "--column", "target=fr"], ["--set", "source=de", "--set", "target=fr"]):
+        found = plan(data, *args)
+        assert found["kind"] == "seq2seq" and found["columns"] == {"source": "de", "target": "fr"}
+    assert plan(flags, "--column", "labels=x", "--column", "labels=y")["columns"]["labels"] == "x, y"
+    twice = plan(data, "--column", "source=de", "--column", "source=fr", code=2)
+    assert "--column source is given twice: 'de' and 'fr'" in twice
+    assert "by --text and by --column" in plan(flags, "--text", "text", "--column", "text=x", code=2)
