@@ -61,14 +61,15 @@ def look(name: str, data: Data, max_length: int | None, template: str | None) ->
     samples = []
     for i in range(min(SAMPLES, len(train))):
         row = train.rows[i]
+        number = i if train.unit is None or running else int(train.unit[i])  # a long text has several windows
         trained = None if row.labels is None else [label != IGNORED for label in row.labels]
         samples.append(
             {
-                "place": parts["train"].place(i) if not running else f"block {i + 1} of train",
+                "place": parts["train"].place(number) if not running else f"block {i + 1} of train",
                 "tokens": len(row.ids),
                 "cut": row.cut,
                 "rendered": rendered(base, row.ids, trained if base_reads(row) else None),
-                "target": "" if running else target(base, parts["train"], i, row),
+                "target": "" if running else target(base, parts["train"], number, row),
             }
         )
     return {"base": base.id, "limit": task["max_length"], "splits": found, "samples": samples, "said": said}
@@ -103,6 +104,9 @@ def target(base: Base, rows: Rows, index: int, row: Any) -> str:
         if values is not None:
             value = values[index]
             return value if isinstance(value, str) else f"{value}" if isinstance(value, float) else " ".join(value)
+    if rows.get("spans") is not None:
+        text = rows["text"][index]
+        return ", ".join(f"{text[span.start : span.end]} ({span.label})" for span in rows["spans"][index])
     if row.labels is not None and not base_reads(row):
         return OPEN + base.tokenizer.decode([label for label in row.labels if label >= 0]) + CLOSE
     return ""
