@@ -537,3 +537,23 @@ def test_no_save_stores_nothing(writer, tmp_path):
     assert found.exit_code == 0, found.output
     assert "not stored" in found.stdout
     assert not Path(os.environ["ONEBASE_HOME"]).exists()
+
+
+def test_anatomy_of_a_family_without_a_row(tmp_path, tokenizer):
+    """Sites, refusals and methods of a discovered base, for people and as JSON; nothing stays attached."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = GraniteConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, residual_multiplier=0.5)
+    GraniteForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    found = CliRunner().invoke(app, ["anatomy", str(tmp_path / "base"), "--json"])
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    assert document["source"] == "discovery"
+    assert "multiplied by 0.5" in document["refused"]["decoder/0/mlp"]
+    assert document["methods"]["lora"] is None and "multiplied by 0.5" in document["methods"]["bottleneck"]
+    sites = {site["name"]: site for site in document["sites"]}
+    assert sites["decoder/1/attention/k"]["d_out"] == 16
+    plain = CliRunner().invoke(app, ["anatomy", str(tmp_path / "base")])
+    assert "decoder/*/attention/q" in plain.stdout and "bottleneck  no: " in plain.stdout

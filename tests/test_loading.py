@@ -13,10 +13,14 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
+    XLNetConfig,
+    XLNetModel,
 )
 
 import onebase as ob
@@ -40,10 +44,19 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ob.load_base(tmp_path)
 
 
-def test_an_unknown_family_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
-    with pytest.raises(UnsupportedError, match="no family row for model type 'xlnet'"):
-        ob.load_base(tmp_path)
+def test_a_family_without_a_row_is_discovered(tmp_path: Path, tokenizer) -> None:
+    model = Starcoder2ForCausalLM(Starcoder2Config(**SMALL, num_key_value_heads=2))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with ob.load_base(tmp_path) as base:
+        assert base.anatomy.source == "discovery" and base.has_lm_head
+        base.add("a", "lora")
+
+
+def test_a_model_in_which_nothing_is_found_says_why() -> None:
+    config = XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    with pytest.raises(UnsupportedError, match="no list of layers"):
+        ob.Base(XLNetModel(config))
 
 
 def test_the_class_fits_the_model() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.base import Base
-from onebase.errors import ConfigError, UnsupportedError, nearest
+from onebase.errors import ConfigError, UnsupportedError
 
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_NAMES = (EMBEDDED, "all-MiniLM-L6-v2", "minilm")
@@ -45,7 +45,7 @@ def load_base(
         trust_remote_code: run code from the repository; never unless asked for.
 
     Raises:
-        UnsupportedError: the name is a hosted model, or its family is unknown.
+        UnsupportedError: the name is a hosted model, or nothing to adapt is found in the base.
         ConfigError: nothing is found under the name, or a setting is wrong.
     """
     import torch
@@ -123,7 +123,8 @@ def _not_found(name: str | Path, error: Exception) -> str:
 def _reads_images(config: Any) -> bool:
     from onebase.anatomy.families import FAMILIES
 
-    return FAMILIES[config.model_type].stacks(config)[0].pixels is not None
+    family = FAMILIES.get(config.model_type)  # discovery knows stacks that read token ids
+    return family is not None and family.stacks(config)[0].pixels is not None
 
 
 def _loader(config: Any) -> Any:
@@ -139,14 +140,13 @@ def _loader(config: Any) -> Any:
 
     from onebase.anatomy.families import FAMILIES
 
-    if config.model_type not in FAMILIES:
-        raise UnsupportedError(
-            f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"
-        )
     if getattr(config, "is_encoder_decoder", False):
         return AutoModelForSeq2SeqLM
-    rows = FAMILIES[config.model_type].stacks(config)
-    if rows[-1].causal and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if config.model_type in FAMILIES:
+        causal = FAMILIES[config.model_type].stacks(config)[-1].causal
+    else:  # an encoder that also has a masked LM head writes text only where its config says so
+        causal = config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
+    if causal and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
     if MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type) in (getattr(config, "architectures", None) or ()):
         return AutoModelForMaskedLM

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from onebase.anatomy.families import FAMILIES
 from onebase.anatomy.rows import Family, Part, Projection, StackRow, SubLayer, Untapped
-from onebase.core.site import NormInfo, Ref, Site, Stack
-from onebase.errors import UnsupportedError, nearest
+from onebase.core.site import NormInfo, Ref, Site, SiteKind, Stack
+from onebase.errors import UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Anatomy:
         kv_modules: the modules that call the attention function, with their 'kv' site.
         pooling: default way to make one vector of a sequence.
         hidden_size: D of the states that heads read.
+        source: 'row' of a family, or 'discovery'.
     """
 
     model_type: str
@@ -34,6 +35,12 @@ class Anatomy:
     kv_modules: tuple[tuple[nn.Module, Site], ...] = field(repr=False)
     pooling: str = "mean"
     hidden_size: int = 0
+    source: Literal["row", "discovery"] = "row"
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Site -> why nothing can be adapted there. A method that needs such a site raises with the reason."""
+        return {name: site.unsupported for name, site in self.sites.items() if site.unsupported}
 
     @property
     def layers(self) -> int:
@@ -49,17 +56,18 @@ def dissect(model: Any) -> Anatomy:
     """Find stacks and sites of a transformers model.
 
     Args:
-        model: any model of a known family, with or without a head.
+        model: any transformers model, with or without a head. A family without a row is discovered.
 
     Raises:
-        UnsupportedError: the family is unknown, or a module its row names is missing.
+        UnsupportedError: discovery finds no stack of layers, or a module that a row names is missing.
     """
     config = model.config
     family = FAMILIES.get(config.model_type)
+    source = "discovery" if family is None else "row"
     if family is None:
-        raise UnsupportedError(
-            f"no family row for model type {config.model_type!r}. {nearest(str(config.model_type), FAMILIES)}"
-        )
+        from onebase.anatomy.discovery import discover
+
+        family = discover(model)
     refusal = family.refusal(config)
     if refusal:
         raise UnsupportedError(f"{config.model_type}: {refusal}")
@@ -78,7 +86,8 @@ def dissect(model: Any) -> Anatomy:
             sites[site.name] = site
             if core is not None:
                 kv_modules.append((core, site))
-    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, stacks[0].hidden)
+    hidden = stacks[0].hidden
+    return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, hidden, source)
 
 
 class _Finder:
@@ -150,6 +159,7 @@ class _Finder:
             before=row.pixels.before if row.pixels else 0,
             layers=tuple(self.get(layer) for layer in self.layers(row)),
             layer_dropout=row.layer_dropout,
+            padding=row.padding,
         )
 
 
@@ -158,18 +168,20 @@ def _sites(
 ) -> Iterator[tuple[Site, nn.Module | None]]:
     """Yield (site, attention module or None) of one stack."""
     path, width = finder.join(stack.path, row.embed), stack.width
-    name = f"{row.name}/embeddings"
-    yield Site(name, "embeddings", row.name, -1, "", "embeddings", path, stack.embed, width, width), None
-    name = f"{row.name}/tokens"
-    yield Site(name, "tokens", row.name, -1, "", "tokens", path, stack.embed, width, width), None
+    refusal = row.embeddings_refusal or None
+    for kind in ("embeddings", "tokens"):
+        where = (f"{row.name}/{kind}", kind, row.name, -1, "", kind, path, stack.embed)
+        yield Site(*where, width, width, unsupported=refusal), None  # type: ignore[arg-type]
     for index, (root, layer) in enumerate(zip(finder.layers(row), stack.layers, strict=True)):
-        hidden = 0
-        for sub in row.sublayers:
+        subs = row.by_layer.get(index, row.sublayers)
+        hidden = next((sub.width for sub in subs if sub.width), stack.hidden)
+        for sub in subs:
             for site, core in _sublayer_sites(sub, row.name, index, root, finder, family, config):
-                hidden = site.d_out if site.kind == "exit" else hidden
+                hidden = site.d_out if site.kind == "exit" and not site.unsupported else hidden
                 yield site, core
         name = f"{row.name}/{index}/block"
-        yield Site(name, "block", row.name, index, "", "block", root, layer, hidden, hidden), None
+        where = (name, "block", row.name, index, "", "block", root, layer, hidden, hidden)
+        yield Site(*where, unsupported=row.block_refusal or None), None  # type: ignore[arg-type]
 
 
 def _sublayer_sites(
@@ -177,7 +189,7 @@ def _sublayer_sites(
 ) -> Iterator[tuple[Site, nn.Module | None]]:
     at = f"{stack}/{index}/{sub.name}"
     where = (stack, index, sub.name)
-    width = int(config.hidden_size)
+    width = int(config.hidden_size) if sub.width is None else sub.width
     for part, projection in sub.parts.items():
         site = _linear(at, where, part, projection, root, finder)
         if part in sub.groupwise:
@@ -197,10 +209,16 @@ def _sublayer_sites(
         if info is not None:
             d = int(module.weight.shape[0])  # type: ignore[union-attr,index]
             yield Site(f"{at}/{part}", "norm", *where, part, path, module, d, d, norm=info), None
-    residual = Ref(finder.join(root, sub.residual.path), sub.residual.index)
-    path = finder.join(root, sub.exit)
-    yield Site(at, "exit", *where, "exit", path, finder.get(path), width, width, residual=residual), None
-    if sub.core:
+    for part, reason in sub.refused.items():
+        kind: SiteKind = part if part in ("exit", "kv") else "linear"  # type: ignore[assignment]
+        yield Site(at if part == "exit" else f"{at}/{part}", kind, *where, part, "", None, unsupported=reason), None
+        if part == "down":
+            yield Site(f"{at}/hidden", "input", *where, "hidden", "", None, unsupported=reason), None
+    if "exit" not in sub.refused:
+        residual = Ref(finder.join(root, sub.residual.path), sub.residual.index)
+        path = finder.join(root, sub.exit)
+        yield Site(at, "exit", *where, "exit", path, finder.get(path), width, width, residual=residual), None
+    if sub.core and "kv" not in sub.refused:
         heads, dim = sub.heads or family.heads(config)
         path = finder.join(root, sub.core)
         core = finder.get(path)
@@ -262,5 +280,5 @@ def _norm_info(module: nn.Module) -> NormInfo | None:
     eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None)
     if eps is None:
         raise UnsupportedError(f"{type(module).__name__} states no epsilon")
-    layer = isinstance(module, nn.LayerNorm)
+    layer = isinstance(module, nn.LayerNorm) or getattr(module, "bias", None) is not None  # DeBERTa has its own class
     return NormInfo("layer" if layer else "rms", float(eps), getattr(module, "bias", None) is not None)

@@ -51,7 +51,10 @@ def register(original: str) -> str:
     if name not in ALL_ATTENTION_FUNCTIONS:
 
         @torch.compiler.disable
-        def function(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any):
+        def function(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **kw: Any
+        ):
+            mask = kw.pop("attention_mask", mask)  # some families pass it by its name
             return _attend(original, module, query, key, value, mask, **kw)
 
         @torch.compiler.disable
@@ -76,9 +79,12 @@ def _mask(original: Any, **kw: Any) -> Any:
 def _original(name: str, module: nn.Module) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if name == "eager":  # the modelling file's own: softcap, sinks and T5's bias live there
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    return ALL_ATTENTION_FUNCTIONS[name]
+    return own_function(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+
+
+def own_function(module: nn.Module) -> Any:
+    """Return the eager attention of the modelling file: softcap, sinks and T5's bias live there."""
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
 
 
 def _attend(

@@ -87,6 +87,8 @@ class SubLayer:
         heads: (key/value heads, head dim) where they are not the family's.
         groupwise: part -> the computation that also calls this projection on an input without batch rows; its path
             is relative to the layer.
+        refused: 'exit', 'kv' or a part that no linear map plays by itself -> why; its linears have names of their own.
+        width: features of the residual where neither o nor down is a part, None for the config's `hidden_size`.
     """
 
     name: Literal["attention", "cross", "mlp"]
@@ -97,6 +99,8 @@ class SubLayer:
     core: str = ""
     heads: tuple[int, int] | None = None
     groupwise: Mapping[str, Groupwise] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,10 @@ class StackRow:
         pixels: how images become tokens, None for stacks that read token ids.
         layer_dropout: attributes of the layer object (``dropout``) or of its config (``config.hidden_dropout``) with
             rates that the layer's own forward applies.
+        by_layer: layer -> its branches, for layers that differ from `sublayers`.
+        embeddings_refusal: why no virtual tokens can be given, or ''.
+        block_refusal: why what leaves a layer cannot be changed by position, or ''.
+        padding: 'left' or 'right' -> why rows cannot be padded on that side.
     """
 
     name: Literal["encoder", "decoder"]
@@ -143,6 +151,10 @@ class StackRow:
     pooler_reads: str = ""
     pixels: Pixels | None = None
     layer_dropout: tuple[str, ...] = ()
+    by_layer: Mapping[int, tuple[SubLayer, ...]] = field(default_factory=dict)
+    embeddings_refusal: str = ""
+    block_refusal: str = ""
+    padding: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ class Anchor:
         self._refuse_packing(plan, call)
         mask = call.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
+            self._refuse_padding(mask)
             self._repair_positions(call, mask, columns)
         self._embed_words(plan, call)
         self._insert_prompts(plan, route, call, source, columns)
@@ -133,6 +134,13 @@ class Anchor:
         if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
             plan.positions = call.pop("position_ids", None)
         return plan
+
+    def _refuse_padding(self, mask: Tensor) -> None:
+        """Some models answer differently to padded rows, so that no row of a batch would equal itself alone."""
+        for side, column in (("left", 0), ("right", -1)):
+            reason = self.stack.padding.get(side)
+            if reason and not bool(mask[:, column].all()):
+                raise UnsupportedError(f"this base cannot take rows padded on the {side}: {reason}")
 
     def _refuse_packing(self, plan: Plan, call: dict[str, Any]) -> None:
         """Packed rows hold several sequences: a route per row cannot be right for prompts and prefixes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -181,6 +181,7 @@ class Stack:
         before: tokens that stay in front of virtual tokens.
         layers: the layer modules, for gradient checkpointing.
         layer_dropout: attributes of a layer object (or of its config) with dropout rates that it applies itself.
+        padding: 'left' or 'right' -> why rows cannot be padded on that side.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Stack:
     before: int = 0
     layers: tuple[nn.Module, ...] = field(repr=False, default=())
     layer_dropout: tuple[str, ...] = ()
+    padding: Mapping[str, str] = field(default_factory=dict)
 
 
 def standardize(x: Tensor, norm: NormInfo) -> Tensor:

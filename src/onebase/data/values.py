@@ -113,7 +113,7 @@ def as_labels(value: Any, role: str, separator: str | None = None) -> tuple[str,
         raise Misfit("empty name among labels", f"{_short(value)}")
     if len(set(names)) < len(names):
         raise Misfit("label given twice", f"{_short(value)}")
-    return tuple(names)
+    return tuple(sorted(names))  # a set: the order says nothing
 
 
 def separator_of(values: Sequence[Any]) -> str | None:
@@ -279,7 +279,7 @@ def as_flags(cells: Sequence[Any], columns: Sequence[str]) -> tuple[str, ...]:
             raise Misfit("label that is neither 0 nor 1", f"column {column!r} holds {_short(cell)}")
         if str(cell).strip().lower() in ("1", "1.0", "true"):
             names.append(column)
-    return tuple(names)
+    return tuple(sorted(names))
 
 
 def is_missing(value: Any) -> bool:

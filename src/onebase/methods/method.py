@@ -174,7 +174,7 @@ def match_linears(sites: Iterable[Site], wanted: str | Sequence[str], where: str
     """
     linears = [site for site in sites if site.kind == "linear"]
     if wanted == "all":
-        return linears
+        return [site for site in linears if site.path]  # a role without a module is no linear; asked by name it raises
     patterns = PAPER if wanted == "paper" else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     check(bool(patterns), where, wanted, "at least one part or pattern")
     chosen: dict[str, Site] = {}

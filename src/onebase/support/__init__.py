@@ -1,0 +1,1 @@
+"""What works where: every text model class of the installed transformers, tried with every method."""
