@@ -105,6 +105,9 @@ def target(base: Base, rows: Rows, index: int, row: Any) -> str:
         if values is not None:
             value = values[index]
             return value if isinstance(value, str) else f"{value}" if isinstance(value, float) else " ".join(value)
+    if rows.get("spans") is not None:
+        text = rows["text"][index]
+        return ", ".join(f"{text[span.start : span.end]} ({span.label})" for span in rows["spans"][index])
     if row.labels is not None and not base_reads(row):
         return OPEN + base.tokenizer.decode([label for label in row.labels if label >= 0]) + CLOSE
     return ""

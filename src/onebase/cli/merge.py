@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What `train` takes beside training settings and the method, by kind of value.
 COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
 ROLES = (
-    "labels", "score", "tokens", "tags", "question", "context", "answers", "answer_start", "source", "target",
+    "labels", "score", "tokens", "tags", "spans", "question", "context", "answers", "answer_start", "source", "target",
     "messages", "anchor", "positive", "negative", "query", "document",
 )  # fmt: skip
 TEXTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from onebase.data.kinds import KINDS, ROLES
+from onebase.data.kinds import KINDS, ROLES, TARGETS
 from onebase.data.signatures import fitting_kinds
 from onebase.data.table import Table
 from onebase.errors import ConfigError, DataError, unknown
@@ -39,9 +39,9 @@ def find_columns(
     kind = task or _kind_of(table, given)
     if kind == "embeddings" and _have_scores(table, given):
         kind = "similarity"
-    roles = KINDS[kind].roles
+    roles = _roles_of(table, kind, given, apart)
     if "label" in given and "label" not in roles:  # the option --label names the target of every kind of labels
-        target = {"multilabel": "labels", "regression": "score", "similarity": "score", "tokens": "tags"}.get(kind)
+        target = next((role for role in TARGETS if role in roles), None)
         if target is not None and target not in given:
             given[target] = given.pop("label")
     _refuse_strays(table, given, roles + (("answer_start",) if kind == "qa" else ()), kind)
@@ -136,6 +136,15 @@ def _have_scores(table: Table, given: Mapping[str, Sequence[str]]) -> bool:
     named = {"score" if role == "label" else role for role in given}
     taken = {column for columns in given.values() for column in columns}
     return all(role in named or matching(table.cells, role, taken) for role in KINDS["similarity"].roles)
+
+
+def _roles_of(table: Table, kind: str, given: Columns, apart: Iterable[str]) -> tuple[str, ...]:
+    """Return the roles of a kind, or the others that the person named or that alone have columns."""
+    roles, other = KINDS[kind].roles, KINDS[kind].other
+    if not other or (named := set(given) - {"label"}) & set(roles):
+        return roles
+    lacking = any(not matching(table.cells, role, apart) for role in roles)
+    return other if named & set(other) or (lacking and all(matching(table.cells, r, apart) for r in other)) else roles
 
 
 def _by_content(table: Table, found: Columns, spare: set[str]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from onebase.data.check import Problems, check_classes, check_count, check_scores, checked_rows, note_mixtures
 from onebase.data.columns import Columns, find_columns, match_column
 from onebase.data.files import Format, read_source
-from onebase.data.kinds import KINDS, PLAIN, ROLES
-from onebase.data.rows import SPLITS, Data, Rows, are_scores, digest_of, natural_order
+from onebase.data.kinds import KINDS, PLAIN, ROLES, TARGETS
+from onebase.data.rows import SPLITS, Data, Rows, are_scores, class_names, digest_of, natural_order
 from onebase.data.splits import keys, make_splits, sample
 from onebase.data.table import MEMORY, Table
 from onebase.errors import ConfigError, DataError, unknown
@@ -177,10 +177,10 @@ def _checked_splits(
         rows[split] = checked_rows(tables[split], columns, kind, problems, group if split == "train" else None)
     usable = {split: found for split, found in rows.items() if found is not None}
     if "train" in usable:
-        train, target = tables["train"], _target(kind)
+        train, target = tables["train"], next((role for role in TARGETS if role in columns), "")
         if kind not in PLAIN:
             check_count(train, usable["train"], problems)
-        if target in ("label", "labels", "tags") and kind != "rerank":
+        if target not in ("score", "") and kind != "rerank":
             check_classes(tables, usable, target, ", ".join(columns[target]), problems)
         elif target:
             check_scores(train, usable["train"], target, columns[target][0], problems)
@@ -206,11 +206,6 @@ def _is_unlabelled_test(table: Table, columns: Columns, kind: str) -> bool:
         and table.again is None
         and all(value is None for value in table.cells[column])
     )
-
-
-def _target(kind: str) -> str:
-    """Return the role that is predicted from the others, '' where text itself is."""
-    return next((role for role in ("label", "labels", "score", "tags") if role in KINDS[kind].roles), "")
 
 
 def _complete(given: Given, seed: int, running: bool, name: str, kind: str) -> tuple[Given, list[str]]:
@@ -239,14 +234,7 @@ def _without_group(rows: Rows) -> Rows:
 
 
 def _labels_of(splits: Given, kind: str) -> tuple[str, ...]:
-    role = {"classification": "label", "multilabel": "labels", "tokens": "tags"}.get(kind)
-    if role is None:
-        return ()
-    names: set[str] = set()
-    for rows in splits.values():
-        for value in rows[role]:
-            names.update((value,) if isinstance(value, str) else value)
-    return natural_order(names)
+    return natural_order(name for rows in splits.values() for name in class_names(rows, kind))
 
 
 def _limited(splits: Given, labels: tuple[str, ...], limit: int, seed: int, running: bool, kind: str) -> Given:

@@ -1,10 +1,11 @@
-"""Cells turned into the values of a role: text, label, score, lists of labels, words, tags, answers."""
+"""Cells turned into the values of a role: text, label, score, labels, words, tags, spans, answers, messages."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from onebase.data.messages import as_messages
@@ -25,6 +26,19 @@ class Answer(NamedTuple):
 
     text: str
     start: int
+
+
+class Marked(NamedTuple):
+    """A labelled piece of a text.
+
+    Attributes:
+        start, end: where it stands in the text, in characters from 0, end excluded.
+        label: what it is.
+    """
+
+    start: int
+    end: int
+    label: str
 
 
 def _written(value: Any, role: str) -> str:
@@ -109,13 +123,52 @@ def as_words(value: Any, role: str) -> tuple[str, ...]:
     return tuple(map(str, value))
 
 
+def as_spans(value: Any, role: str, text: str) -> tuple[Marked, ...]:
+    """Return the labelled pieces of a text in their order: of ``[{"start", "end", "label"}]``, also written as JSON.
+
+    An empty list or string means that nothing is marked; None means that the row is unlabelled. A span's own "text",
+    where it has one, must be what stands there; what else it holds is no matter here.
+    """
+    if is_missing(value):
+        raise Misfit(f"missing {role}", "expected a list, empty where nothing is marked")
+    if isinstance(value, str) and not isinstance(value, Broken):
+        parsed = _json_list(value) if value.strip() else []
+        value = value if parsed is None else parsed
+    if not isinstance(value, list | tuple):
+        raise Misfit(f"{role} that are no list", f"{_short(value)}; expected [{{'start': 0, 'end': 4, 'label': ...}}]")
+    found = sorted((_marked(item, text) for item in value), key=lambda span: span[:2])
+    for one, two in pairwise(found):
+        if two.start < one.end:
+            shown = " and ".join(f"{span.label!r} from {span.start} to {span.end}" for span in (one, two))
+            raise Misfit("two spans that overlap", f"{shown}; expected one label per piece")
+    return tuple(found)
+
+
+def _marked(item: Any, text: str) -> Marked:
+    if not isinstance(item, Mapping) or any(is_missing(item.get(key)) for key in ("start", "end", "label")):
+        raise Misfit("span without start, end and label", f"{_short(item)}; expected all three")
+    start, end = _position(item["start"]), _position(item["end"])
+    if not 0 <= start < end <= len(text):
+        seen = f"from {item['start']} to {item['end']} of a text of {len(text)} characters"
+        raise Misfit("span that is not within its text", f"{seen}; expected characters from 0, end excluded")
+    piece = text[start:end]
+    if not piece.strip():
+        raise Misfit("span of white space", f"from {start} to {end}; expected at least one letter or sign")
+    if isinstance(item.get("text"), str) and item["text"] != piece:
+        raise Misfit(
+            "span that is not at its start",
+            f"{_short(item['text'])} is said to stand from {start} to {end}, where the text has {_short(piece)}",
+        )
+    return Marked(start, end, _written(item["label"], "label"))
+
+
 def as_answers(value: Any, role: str, context: str, start: Any = None) -> tuple[Answer, ...]:
     """Return answers: ``{"text": [..], "answer_start": [..]}``, ``[{"text", "answer_start"}]``, or a string.
 
     No answer at all is an empty tuple. An answer without a start, or with a start of -1, stands where the context
     first holds it.
     """
-    if isinstance(value, str) and value[:1] in "{[":
+    if isinstance(value, str) and value.startswith(("{", "[")):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
@@ -150,10 +203,7 @@ def _answer(text: Any, start: Any, context: str) -> Answer:
         if at < 0:
             raise Misfit("answer that is not in its context", f"{short(words)} does not occur in it")
         return Answer(words, at)
-    try:
-        at = int(float(str(start))) if float(str(start)).is_integer() else -1
-    except (ValueError, OverflowError):
-        at = -1
+    at = _position(start)
     if at < 0:
         raise Misfit("answer start that is no position", f"{short(start)}; expected characters from 0")
     if context[at : at + len(words)] != words:
@@ -162,6 +212,15 @@ def _answer(text: Any, start: Any, context: str) -> Answer:
             f"{short(words)} is said to start at {at}, where the context has {context[at : at + len(words)][:30]!r}",
         )
     return Answer(words, at)
+
+
+def _position(value: Any) -> int:
+    """Return a number of characters, -1 where the value is none; Parquet and Excel write 3 as 3.0."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return -1
+    return int(number) if number.is_integer() else -1
 
 
 def as_flags(cells: Sequence[Any], columns: Sequence[str]) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ import torch
 
 from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
-from onebase.data import Data, Rows, load
+from onebase.data import Data, load
 from onebase.data.kinds import ROLES
+from onebase.data.rows import class_names
 from onebase.errors import ConfigError, DataError
 from onebase.evaluation import score_base, with_extras
 from onebase.examples import encode, run_examples
@@ -298,6 +299,6 @@ def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
     return run
 
 
-def label_counts(rows: Rows) -> Counter[str]:
-    """Count how often each label occurs."""
-    return Counter(rows.label or [label for many in rows.get("labels") or () for label in many])
+def label_counts(data: Data) -> Counter[str]:
+    """Count how often each label or tag occurs in the training rows."""
+    return Counter(class_names(data.train, data.kind))

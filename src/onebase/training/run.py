@@ -237,7 +237,7 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, pro
         "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.plain(),
         "seed": run.settings.seed,
-        **({"label_counts": dict(label_counts(data.train))} if data.labels else {}),
+        **({"label_counts": dict(label_counts(data))} if data.labels else {}),
         "epochs": run.history.epochs,
         "best_epoch": run.history.best,
         "seconds": round(run.history.seconds, 2),
