@@ -159,7 +159,7 @@ def test_the_loss_is_that_of_the_answers(base: ob.Base) -> None:
     assert spec["template"] == "" and spec["stop"] == [2]
     examples = get_task("chat").encode(base, spec, data.train.select([0]))
     base.add("a", "lora(rank=2)", task=spec)
-    talk = data.train.messages[0]
+    talk = data.train["messages"][0]
     ids, own = labelled(base.tokenizer, SIMPLE, [2], talk)
     with torch.no_grad(), base.use("a"):
         logits = base.model(input_ids=torch.tensor([ids])).logits[0]
@@ -175,7 +175,7 @@ def test_long_conversations_lose_their_first_turns(base: ob.Base) -> None:
     spec = make_task(base, data, template=SIMPLE, max_length=160)
     examples = encode(base, spec, data)["train"]
     assert examples.cut == len(examples)
-    for row, talk in zip(examples.rows, data.train.messages):
+    for row, talk in zip(examples.rows, data.train["messages"]):
         ids = list(row.ids)
         text = "".join(base.tokenizer.convert_ids_to_tokens(ids))
         kept = text.count("[user]")
@@ -256,7 +256,14 @@ def test_bad_conversations_and_bases(base: ob.Base, tokenizer: Any, tmp_path: Pa
         {"messages": "no list"},
     ]
     path.write_text("\n".join(map(json.dumps, [*talks(8), *bad])))
-    with pytest.raises(DataError, match=r"(?s)5 problems.*line 9.*line 10.*nothing to learn.*robot.*no text.*JSON"):
+    told = [
+        r"line 9, column 'messages': messages that are no list: \[\]; expected \[\{'role'",
+        r"line 10, .*no message of the role assistant, so nothing to learn",
+        r"line 11, .*message 1: 'robot'; expected system, .*assistant",
+        r"line 12, .*message 2 \(assistant\): ' '; expected text",
+        r"line 13, .*messages that are not JSON: 'no list'\nNo row was dropped. Correct or remove these",
+    ]
+    with pytest.raises(DataError, match="(?s)5 problems.*" + ".*".join(told)):
         ob.load_data(path)
     shared = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
     assert as_messages(json.dumps(shared)) == as_messages(

@@ -131,7 +131,7 @@ USAGE = [
     (["train", "-d", "x.csv", "--set", "epoch=3"], "Did you mean 'epochs'?"),
     (["train", "-d", "x.csv", "--set", "epochs"], "key=value"),
     (["train", "-d", "x.csv", "--set", "lr=1", "--set", "train.lr=2"], "given twice"),
-    (["train", "-d", "x.csv", "-m", "lorra"], "Did you mean 'lora'?"),
+    (["train", "-d", "x.csv", "-m", "lorra"], "Did you mean 'lora'"),
     (["train", "-d", "x.csv", "-m", "lora(rnk=2)"], "Did you mean 'rank'"),
     (["train", "-d", "x.csv", "-m", "lora", "--set", "method.rank=0"], "1 to 512"),
     (["train", "-d", "x.csv", "--name", "a/b"], "cannot be used"),
@@ -145,7 +145,7 @@ USAGE = [
     (["generate", "--seed", "3", "text"], "--sample"),
     (["generate", "-n", "3", "text"], "--beams 3"),
     (["eval", "x"], "--data"),
-    (["methods", "lorra"], "Did you mean 'lora'?"),
+    (["methods", "lorra"], "Did you mean 'lora'"),
 ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onebase.data import KINDS, ROLES, Answer, load
+from onebase.data.messages import as_messages
+from onebase.data.misfit import Misfit
 from onebase.errors import ConfigError, DataError, UnknownNameError
 
 WORDS = ["Ann", "lives", "in", "Rome"]
@@ -144,6 +147,11 @@ def test_named_tasks_and_columns() -> None:
     assert load(rows, task="masked-lm", text="a").kind == "masked-lm"
     with pytest.raises(UnknownNameError, match=r"role of a column 'sauce'.*Did you mean 'source'"):
         load(rows, columns={"sauce": "a"})
+    assert load(rows, source="a", target="b", label=None, score=None) == pairs
+    with pytest.raises(UnknownNameError, match=r"option or role of load_data 'tsak'.*Did you mean 'task'"):
+        load(rows, tsak="qa")
+    with pytest.raises(ConfigError, match=r"column of target is named twice: 'b' and 'c'"):
+        load(rows, target="b", columns={"target": "c"})
     with pytest.raises(ConfigError, match=r"column of text is named twice"):
         load(rows, text="a", columns={"text": "b"})
     with pytest.raises(DataError, match=r"no column found for the question of qa data.*--column question=NAME"):
@@ -157,6 +165,40 @@ def test_named_tasks_and_columns() -> None:
         2.0,
     )
     assert load(graded, task="regression", label="score").columns == {"text": "text", "score": "score"}
+
+
+def test_embeddings_of_pairs_with_scores_are_similarity() -> None:
+    pairs = each(lambda i: {"sentence1": f"a {i}", "sentence2": f"b {i}", "similarity": i / 10})
+    data = load(pairs, task="embeddings")
+    assert data.kind == "similarity" and data.train["score"][0] == int(data.train["text"][0][2:]) / 10
+    assert any("have scores: this is similarity" in note for note in data.notes)
+    assert data == replace(load(pairs, task="similarity"), notes=data.notes)
+    named = each(lambda i: {"x": f"a {i}", "y": f"b {i}", "z": i / 10})
+    for role in ("score", "label"):
+        found = load(named, task="embeddings", text="x", text_pair="y", **{role: "z"})
+        assert found.kind == "similarity" and found.digest == data.digest
+    # what is named decides, and so do columns called anchor and positive
+    positives = load(pairs, task="embeddings", anchor="sentence1", positive="sentence2")
+    assert positives.kind == "embeddings" and not positives.notes[1:]
+    odd = each(lambda i: {"anchor": f"a {i}", "positive": f"b {i}", "text": "t", "text_pair": "u", "score": i / 10})
+    assert load(odd, task="embeddings").kind == "embeddings"
+    assert load([{k: row[k] for k in ("sentence1", "sentence2")} for row in pairs], task="embeddings").kind == (
+        "embeddings"
+    )
+    pairs[4]["similarity"] = "high"
+    with pytest.raises(DataError, match=r"row 5, column 'similarity': score that is no number: 'high'"):
+        load(pairs, task="embeddings")
+
+
+def test_conversations_are_tuples_of_messages() -> None:
+    rows: list[dict[str, Any]] = each(lambda i: {"messages": (said("user", f"q {i}"), said("assistant", "a"))})
+    data = load(rows)
+    assert data.kind == "chat" and all(isinstance(talk, tuple) for talk in data.train["messages"])
+    assert data.digest == load([{"messages": json.dumps(row["messages"])} for row in rows]).digest
+    open_ended = [said("user", "q")]
+    assert as_messages(open_ended, answered=False) == tuple(open_ended)
+    with pytest.raises(Misfit, match="the last message is the assistant's already; leave it out"):
+        as_messages(rows[0]["messages"], answered=False)
 
 
 def test_what_is_not_plain_lists_the_tasks() -> None:

@@ -170,8 +170,8 @@ def test_labels_are_read_in_every_way_people_write_them(tmp_path) -> None:
         assert ob.load_data(written, task="multilabel").digest == data.digest
     flags = [{"text": row["text"], **{n: int(n in row["labels"]) for n in sorted(TOPICS)}} for row in rows]  # type: ignore[operator]
     assert ob.load_data(flags, task="multilabel").digest == data.digest
-    assert ob.load_data(flags, labels="food,law,sport").digest == data.digest
-    two = ob.load_data(flags, labels="food,sport", limit=10)
+    assert ob.load_data(flags, columns={"labels": ["food", "law", "sport"]}).digest == data.digest
+    two = ob.load_data(flags, columns={"labels": ["food", "sport"]}, limit=10)
     assert two.labels == ("food", "sport") and len(two.train) == 10
     lines = "\n".join(f'"{row["text"]}",{";".join(row["labels"])}' for row in rows)  # type: ignore[arg-type]
     (tmp_path / "a.csv").write_text("text,labels\n" + lines)
@@ -180,7 +180,7 @@ def test_labels_are_read_in_every_way_people_write_them(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(None, "missing labels"), (["a", "a"], "name one twice"), (3.5, "no list of names"), (["a", " "], "empty name")],
+    [(None, "missing label"), (["a", "a"], "label given twice"), (3.5, "no list"), (["a", " "], "empty")],
 )
 def test_labels_that_cannot_be_read_are_named_by_row(value: object, said: str) -> None:
     rows = topics(20)
@@ -192,7 +192,7 @@ def test_labels_that_cannot_be_read_are_named_by_row(value: object, said: str) -
 
 def test_flags_that_are_neither_0_nor_1_and_rows_without_any_label_are_refused() -> None:
     rows = [{"text": f"text {i}", "a": i % 2, "b": "2" if i == 3 else "0"} for i in range(20)]
-    with pytest.raises(DataError, match="neither 0 nor 1: '2'"):
-        ob.load_data(rows, labels="a,b")
-    with pytest.raises(DataError, match="no row has a label"):
+    with pytest.raises(DataError, match="neither 0 nor 1: column 'b' holds '2'"):
+        ob.load_data(rows, columns={"labels": ["a", "b"]})
+    with pytest.raises(DataError, match="no row has any label"):
         ob.load_data([{"text": f"text {i}", "labels": ""} for i in range(20)], task="multilabel")

@@ -285,11 +285,14 @@ def test_answers_in_every_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ("1890", "the answer '1890' does not occur in its context"),
+        ("1890", "answer that is not in its context: '1890' does not occur in it"),
         ({"text": ["1889"], "answer_start": [3]}, "is said to start at 3, where the context has ' bri'"),
-        ({"text": ["1889"], "answer_start": [1, 2]}, "1 answers but 2 starts"),
-        ({"text": ["1889"], "answer_start": ["x"]}, "the start 'x' of the answer '1889' is no position"),
-        ([""], "an answer is empty"),
+        ({"text": ["1889"], "answer_start": [1, 2]}, "answers without as many starts: 1 texts, 2 starts"),
+        (
+            {"text": ["1889"], "answer_start": ["x"]},
+            "answer start that is no position: 'x'; expected characters from 0",
+        ),
+        ([""], "empty answer"),
     ],
 )
 def test_bad_answers_are_named(answers: Any, message: str) -> None:

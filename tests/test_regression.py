@@ -126,7 +126,7 @@ def test_measurements_in_a_label_column_are_a_regression(tmp_path) -> None:
     for data in (ob.load_data(rows), ob.load_data(rows, task="regression"), ob.load_data(rows, label="label")):
         assert data.kind == "regression" and data.scores and data.columns == {"text": "text", "score": "label"}
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(f"text {i},{i}" for i in range(10)))
-    assert ob.load_data(tmp_path / "a.csv", task="regression").train.score is not None
+    assert ob.load_data(tmp_path / "a.csv", task="regression").train.get("score") is not None
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_measurements_in_a_label_column_are_a_regression(tmp_path) -> None:
     [
         ("x", "no number: 'x'"),
         ("1,5", "write decimals with a point"),
-        ("inf", "no finite number"),
-        ("", "missing score"),
+        ("inf", "not finite"),
+        ("", "missing"),
     ],
 )
 def test_a_score_that_is_no_number_is_named_by_row(value: str, said: str) -> None:

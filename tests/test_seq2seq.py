@@ -161,7 +161,7 @@ def test_bad_data(tmp_path: Path) -> None:
         ob.load_data(path, task="seq2seq")
     found = ob.load_data([{"de": r["source"], "fr": r["target"]} for r in pairs()], source="de", target="fr")
     assert found.kind == "seq2seq" and found.columns == {"source": "de", "target": "fr"}
-    with pytest.raises(ob.errors.UnknownNameError, match="sauce"):
+    with pytest.raises(ob.errors.UnknownNameError, match=r"unknown option or role of load_data 'sauce'.*'source'"):
         ob.load_data(pairs(), sauce="source")
 
 
@@ -195,6 +195,27 @@ def test_command_line(tmp_path: Path, tokenizer: Any) -> None:
     shown = CliRunner().invoke(app, ["eval", "pairs", "-d", str(data), "-b", str(folder), "--generate", "3"])
     assert shown.exit_code == 0 and "chrF" in shown.stdout and "on the first 3 rows" in shown.stdout
     card = (Store().resolve("pairs").path / "README.md").read_text()
-    assert "text2text-generation" in card and 'base.generate(["some text"]' in card
+    assert "pipeline_tag: text-generation" in card and 'base.generate(["some text"]' in card
     plan = run("train", "-d", str(data), "-b", str(folder), "--task", "seq2seq", "--dry-run")
     assert plan["samples"][0]["tokens"] > 0
+
+
+def test_columns_of_any_role_at_the_command_line(tmp_path: Path, tokenizer: Any) -> None:
+    folder, data, flags = tmp_path / "tiny", tmp_path / "pairs.jsonl", tmp_path / "flags.jsonl"
+    make("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data.write_text("\n".join(json.dumps({"de": row["source"], "fr": row["target"]}) for row in pairs()))
+    flags.write_text("\n".join(json.dumps({"text": f"the {i}", "x": i % 2, "y": int(i % 3 == 0)}) for i in range(30)))
+
+    def plan(path: Path, *args: str, code: int = 0) -> Any:
+        found = CliRunner().invoke(app, ["train", "-d", str(path), "-b", str(folder), "--dry-run", "--json", *args])
+        assert found.exit_code == code, found.output
+        return found.output if code else json.loads(found.stdout)["data"]
+
+    for args in (["--column", "source=de", "--column", "target=fr"], ["--set", "source=de", "--set", "target=fr"]):
+        found = plan(data, *args)
+        assert found["kind"] == "seq2seq" and found["columns"] == {"source": "de", "target": "fr"}
+    assert plan(flags, "--column", "labels=x", "--column", "labels=y")["columns"]["labels"] == "x, y"
+    twice = plan(data, "--column", "source=de", "--column", "source=fr", code=2)
+    assert "--column source is given twice: 'de' and 'fr'" in twice
+    assert "by --text and by --column" in plan(flags, "--text", "text", "--column", "text=x", code=2)

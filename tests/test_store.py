@@ -35,6 +35,7 @@ from onebase.store import (
 from onebase.store.disk import claim_number
 from onebase.store.names import check_name
 from onebase.store.schema import digest_of
+from onebase.tasks.registry import BUILT_IN
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
@@ -509,6 +510,21 @@ def test_card_with_flat_metrics_and_many_labels(store):
     assert "| f1 | 0.5 | not measured |" in card
     assert "| test.f1 | 0.25 | not measured |" in card
     assert "and 10 more" in card
+
+
+@pytest.mark.parametrize("kind", sorted(BUILT_IN))
+def test_cards_of_all_kinds(store, kind):
+    """Every kind has a tag that the hub knows, and a use that its task answers."""
+    from onebase.tasks import get_task
+
+    card = render_card(add(store, task={"kind": kind, "labels": []}, metrics={}).config)
+    tag = yaml.safe_load(card.split("---\n")[1])["pipeline_tag"]
+    assert (tag == "text-generation") == get_task(kind).writes == ("base.generate(" in card)
+    assert tag in {
+        "feature-extraction", "fill-mask", "question-answering", "sentence-similarity", "text-classification",
+        "text-generation", "text-ranking", "token-classification",
+    }  # fmt: skip
+    compile(card.split("```")[1].removeprefix("python"), "card", "exec")
 
 
 def test_a_given_card_is_stored_as_it_is(store):

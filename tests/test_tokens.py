@@ -316,10 +316,10 @@ def test_texts_with_spans(base: ob.Base, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"tags": ["O"]}, r"row 3, column 'tags': 1 tags for [67] words"),
+        ({"tags": ["O"]}, r"row 3, column 'tags': 1 tags for [67] tokens; expected one each"),
         ({"tags": None}, r"row 3, column 'tags'"),
-        ({"tokens": ["a", "", "b"]}, r"row 3, column 'tokens': every word must be text"),
-        ({"tokens": ["a", ["b"]], "tags": ["O", "O"]}, r"every word must be text that is not empty, got \['b'\]"),
+        ({"tokens": ["a", "", "b"]}, r"row 3, column 'tokens': .*empty or nested item: '' in \['a', '', 'b'\]"),
+        ({"tokens": ["a", ["b"]], "tags": ["O", "O"]}, r"row 3, column 'tokens': .*empty or nested item: \['b'\]"),
     ],
 )
 def test_bad_rows_are_named(bad: dict[str, Any], message: str) -> None:
@@ -332,28 +332,111 @@ def test_bad_rows_are_named(bad: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ([{"start": 3, "end": 900, "label": "A"}], "a span from 3 to 900 of a text of 17 characters"),
-        ([{"start": 0, "end": 3}], "a span needs start, end and label"),
-        ([{"start": 0, "end": 3, "label": "A"}, {"start": 2, "end": 5, "label": "B"}], "two spans overlap"),
-        ("nothing", "a list of {start, end, label} is expected, got 'nothing'"),
+        (
+            [{"start": 3, "end": 900, "label": "A"}],
+            "span that is not within its text: from 3 to 900 of a text of 17 ch",
+        ),
+        ([{"start": -1, "end": 3, "label": "A"}], "span that is not within its text: from -1 to 3"),
+        ([{"start": 3, "end": 3, "label": "A"}], "span that is not within its text: from 3 to 3"),
+        ([{"start": "x", "end": 3, "label": "A"}], "span that is not within its text: from x to 3"),
+        ([{"start": 4, "end": 5, "label": "A"}], "span of white space: from 4 to 5"),
+        ([{"start": 0, "end": 3}], r"span without start, end and label: {'start': 0, 'end': 3}; expected all three"),
+        ([{"start": 0, "end": 3, "label": " "}], "missing label"),
+        ([[0, 3, "A"]], r"span without start, end and label: \[0, 3, 'A'\]"),
+        (
+            [{"start": 2, "end": 5, "label": "B"}, {"start": 0, "end": 3, "label": "A"}],
+            "two spans that overlap: 'A' from 0 to 3 and 'B' from 2 to 5",
+        ),
+        ([{"start": 0, "end": 3, "label": "A", "text": "ome"}], "span that is not at its start: 'ome' .* has 'som'"),
+        ("nothing", r"spans that are no list: 'nothing'; expected \[{'start'"),
+        ({"start": 0}, "spans that are no list"),
+        (None, "missing spans: expected a list, empty where nothing is marked"),
     ],
 )
 def test_bad_spans_are_named(spans: Any, message: str) -> None:
     rows = [{"text": f"some text of mine {i}", "spans": []} for i in range(12)]
     rows[4] = {"text": "some text of mine", "spans": spans}
-    with pytest.raises(DataError, match=f"row 5, column 'spans': {message}"):
+    with pytest.raises(DataError, match=f"1 problem .*\n  rows, row 5, column 'spans': {message}"):
         ob.load_data(rows)
 
 
 def test_tags_that_training_lacks_or_that_are_nothing(base: ob.Base) -> None:
     rows = sentences(20)
     strange = [{"tokens": ["Acme", "grew"], "tags": ["B-ORG", "O"]}]
-    data = ob.load_data({"train": rows, "validation": strange})
-    with pytest.raises(DataError, match="row 1: 'B-ORG' not among the tags of training"):
-        encode(base, make_task(base, data), data)
+    with pytest.raises(DataError, match="validation, row 1, column 'tags': 'B-ORG' is not a label of train"):
+        ob.load_data({"train": rows, "validation": strange})
+    spec = make_task(base, ob.load_data(rows))
+    other = ob.load_data([{"tokens": ["Acme", f"grew{i}"], "tags": ["B-ORG", "O"]} for i in range(20)])
+    with pytest.raises(DataError, match=r"rows, row 1: 'B-ORG' not among the tags of training(.|\n)*Correct or remove"):
+        encode(base, spec, other)
     nothing = [{"tokens": r["tokens"], "tags": ["O"] * len(r["tokens"])} for r in rows]
-    with pytest.raises(DataError, match="every tag is 'O' in the training rows"):
-        make_task(base, ob.load_data(nothing))
+    with pytest.raises(DataError, match="rows: every label in column 'tags' is 'O'"):
+        ob.load_data(nothing)
+    unmarked = [{"text": f"some text {i}", "spans": []} for i in range(20)]
+    with pytest.raises(DataError, match="rows: no row has any label in column 'spans'"):
+        ob.load_data(unmarked)
+    marked = [{"text": f"Acme {i}", "spans": [{"start": 0, "end": 4, "label": "ORG"}]} for i in range(20)]
+    new = [{"text": "Oslo", "spans": [{"start": 0, "end": 4, "label": "LOC"}]}]
+    with pytest.raises(DataError, match="validation, row 1, column 'spans': 'LOC' is not a label of train"):
+        ob.load_data({"train": marked, "validation": new})
+
+
+def test_a_prefix_that_training_lacks_is_no_new_tag(base: ob.Base) -> None:
+    """Where training has persons of one word only, held-out ones of two, or in BIOES, are still persons."""
+    rows = [{"tokens": ["Anna", "left", str(i)], "tags": ["B-PER", "O", "O"]} for i in range(20)]
+    held = [
+        {"tokens": ["Maria", "Smith", "left"], "tags": ["B-PER", "I-PER", "O"]},
+        {"tokens": ["Omar", "left"], "tags": ["S-PER", "O"]},
+    ]
+    data = ob.load_data({"train": rows, "validation": held})
+    examples = encode(base, make_task(base, data), data)["validation"]
+    assert examples.facts["tags"] == [["B-PER", "I-PER", "O"], ["B-PER", "O"]]
+    plain = [{"tokens": ["Anna", "left", str(i)], "tags": ["PER", "V", "V"]} for i in range(20)]
+    with pytest.raises(DataError, match="row 1, column 'tags': 'B-PER' is not a label of train"):
+        ob.load_data({"train": plain, "validation": held})
+
+
+@pytest.mark.parametrize("memory", [2**26, 300], ids=["held", "on disk"])
+def test_spans_in_every_format(memory: int, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = []
+    for i in range(30):
+        spans = [{"start": 0, "end": 4, "label": "PER"}, {"start": 10, "end": 14, "label": "LOC"}]
+        rows.append({"text": f"Anna left Rome {i}", "spans": spans[: i % 3][::-1]})
+    written = [{**row, "spans": json.dumps(row["spans"]) if row["spans"] else ""} for row in rows]
+    frame = pandas.DataFrame(rows)
+    for name, write in {
+        "a.jsonl": lambda path: path.write_text("\n".join(map(json.dumps, rows))),
+        "a.json": lambda path: path.write_text(json.dumps(rows)),
+        "a.csv": lambda path: pandas.DataFrame(written).to_csv(path, index=False),
+        "a.parquet": frame.to_parquet,
+    }.items():
+        write(tmp_path / name)
+    sources: list[Any] = [rows, frame, *(tmp_path / f"a.{end}" for end in ("jsonl", "json", "csv", "parquet"))]
+    sources.append(pandas.read_parquet(tmp_path / "a.parquet"))
+    loaded = [ob.load_data(source, memory=memory) for source in sources]
+    for data in loaded:
+        assert data.kind == "tokens" and data.labels == ("LOC", "PER") and data.digest == loaded[0].digest
+        for split in data.splits.values():
+            for text, spans in zip(split["text"], split["spans"]):
+                both = ((0, 4, "PER"), (10, 14, "LOC"))
+                assert spans == both[: int(text.split()[-1]) % 3] and all(span.label for span in spans)
+
+
+def test_which_columns_are_words_and_which_are_spans() -> None:
+    spans = [{"start": 0, "end": 4, "label": "PER"}]
+    rows = [{"body": f"Anna {i}", "marks": spans, "label": "x", "text": "t", "entities": []} for i in range(20)]
+    named = ob.load_data(rows, columns={"text": "body", "spans": "marks"})
+    assert named.kind == "tokens" and named.columns == {"text": "body", "spans": "marks"}
+    assert ob.load_data(rows, task="tokens", text="body", label="marks").labels == ("PER",)
+    assert ob.load_data([{"text": f"t {i}", "label": "ab"[i % 2], "entities": []} for i in range(20)]).kind == (
+        "classification"
+    )
+    both = [{"text": f"Anna {i}", "spans": spans, "tokens": ["Anna", str(i)], "tags": ["A", "B"]} for i in range(20)]
+    assert set(ob.load_data(both).columns) == {"tokens", "tags"}
+    assert set(ob.load_data(both, columns={"spans": "spans"}).columns) == {"text", "spans"}
+    with pytest.raises(ConfigError, match=r"--column spans=NAME.*has no meaning for tokens data"):
+        ob.load_data(both, columns={"spans": "spans", "tags": "tags"}, task="tokens")
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

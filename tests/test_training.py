@@ -108,7 +108,8 @@ def test_accumulation_is_the_mean_over_the_effective_batch(base: ob.Base) -> Non
         weights.append(base.adapters[run.name].tensors())
         base.remove(run.name)
     for name, tensor in weights[0].items():
-        assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
+        # Adam divides by the size of a gradient: where that is rounding noise, steps differ by a part of the rate
+        assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
 
 
 def test_training_leaves_the_base_as_it_was(base: ob.Base) -> None:

@@ -42,7 +42,8 @@ def look(name: str, data: Data, max_length: int | None, template: str | None) ->
     task = make_task(base, data, max_length=max_length, template=template)
     running = data.kind == "causal-lm"
     parts = {split: sample(rows, COUNTED, 0, running, data.kind) for split, rows in data.splits.items()}
-    examples = encode(base, task, replace(data, **parts))
+    windows = bool(task.get("windows"))  # counted as whole rows, which training reads in windows
+    examples = encode(base, {**task, "windows": False} if windows else task, replace(data, **parts))
     found: dict[str, Any] = {}
     said = [f"base {base.id}: at most {task['max_length']} tokens per row"]
     for split, encoded in examples.items():
@@ -56,19 +57,20 @@ def look(name: str, data: Data, max_length: int | None, template: str | None) ->
         if counted < whole:
             said.append(f"tokens of {split} are counted on {counted:,} of its {whole:,} rows; cut rows are estimated")
         if cut:
-            said.append(f"warning: {cut:,} of {whole:,} rows of {split} are longer and would be cut (--max-length)")
+            fate = "would be read in windows" if windows else "would be cut (--max-length)"
+            said.append(f"{'' if windows else 'warning: '}{cut:,} of {whole:,} rows of {split} are longer and {fate}")
     train = examples["train"]
     samples = []
     for i in range(min(SAMPLES, len(train))):
-        row = train.rows[i]
+        row, unit = train.rows[i], i if train.unit is None else int(train.unit[i])
         trained = None if row.labels is None else [label != IGNORED for label in row.labels]
         samples.append(
             {
-                "place": parts["train"].place(i) if not running else f"block {i + 1} of train",
+                "place": parts["train"].place(unit) if not running else f"block {i + 1} of train",
                 "tokens": len(row.ids),
                 "cut": row.cut,
                 "rendered": rendered(base, row.ids, trained if base_reads(row) else None),
-                "target": "" if running else target(base, parts["train"], i, row),
+                "target": "" if running else target(base, parts["train"], unit, row),
             }
         )
     return {"base": base.id, "limit": task["max_length"], "splits": found, "samples": samples, "said": said}
@@ -103,6 +105,9 @@ def target(base: Base, rows: Rows, index: int, row: Any) -> str:
         if values is not None:
             value = values[index]
             return value if isinstance(value, str) else f"{value}" if isinstance(value, float) else " ".join(value)
+    if rows.get("spans") is not None:
+        text = rows["text"][index]
+        return ", ".join(f"{text[span.start : span.end]} ({span.label})" for span in rows["spans"][index])
     if row.labels is not None and not base_reads(row):
         return OPEN + base.tokenizer.decode([label for label in row.labels if label >= 0]) + CLOSE
     return ""

@@ -64,6 +64,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
     settings = settings_for(chosen.method, chosen.settings_only(data.kind), base.anatomy.hidden_size)
     trainable = build_adapter(base, name, chosen.method, task, 0, empty=True).count()
     examples = encode(base, task, data)["train"]
+    counts = label_counts(data)
     per_step = settings.batch_size * settings.accumulate
     return {
         "dry_run": True,
@@ -73,7 +74,7 @@ def make_plan(chosen: Chosen, data: Data, name: str) -> dict[str, Any]:
         "data": {"source": data.source, "kind": data.kind, "digest": data.digest, "columns": data.columns},
         "rows": {split: len(getattr(data, split)) for split in SPLITS},
         "splits_made": data.splits_made,
-        "labels": {label: label_counts(data.train)[label] for label in data.labels},
+        "labels": {label: counts[label] for label in data.labels},
         "notes": list(data.notes),
         "method": {"name": chosen.method.name, "settings": chosen.method.settings()},
         "task": task,

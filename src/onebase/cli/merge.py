@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What `train` takes beside training settings and the method, by kind of value.
 COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
 ROLES = (
-    "labels", "score", "tokens", "tags", "question", "context", "answers", "answer_start", "source", "target",
+    "labels", "score", "tokens", "tags", "spans", "question", "context", "answers", "answer_start", "source", "target",
     "messages", "anchor", "positive", "negative", "query", "document",
 )  # fmt: skip
 TEXTS = (
@@ -250,7 +250,9 @@ def literal(text: str) -> Any:
 
 def _checked(title: str, key: str, value: Any) -> Any:
     """Check the type of an option; training settings are checked where they are used."""
-    if key in TEXTS:
+    if key == "labels" and isinstance(value, list):  # columns of 0 and 1
+        good, expected = all(isinstance(name, str) for name in value), "a list of columns"
+    elif key in TEXTS:
         good, expected = isinstance(value, str), "text (in quotes)"
     elif key in NUMBERS:
         good, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"

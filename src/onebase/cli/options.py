@@ -96,21 +96,23 @@ def listed(names: list[str] | None) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def roles_of(columns: list[str] | None) -> dict[str, str]:
-    """Read ``role=name`` texts.
+def roles_of(columns: list[str] | None) -> dict[str, str | list[str]]:
+    """Read ``role=name`` texts; labels named again have several columns, of 0 and 1.
 
     Raises:
-        UsageError: not of this form, or an unknown role.
+        UsageError: not of this form, an unknown role, or two columns for a role that has one.
     """
     from onebase.cli.failures import UsageError, misspelt
     from onebase.data.kinds import ROLES
 
-    found = {}
+    found: dict[str, list[str]] = {}
     for text in columns or []:
         role, equals, name = text.partition("=")
         if not equals or not name:
             raise UsageError(f"--column {text!r}: expected ROLE=NAME, such as score=rating")
         if role not in ROLES:
             raise misspelt("role in --column", role, ROLES)
-        found[role] = name
-    return found
+        if role in found and role != "labels":
+            raise UsageError(f"--column {role} is given twice: {found[role][0]!r} and {name!r}; expected one column")
+        found.setdefault(role, []).append(name)
+    return {role: names[0] if len(names) == 1 else names for role, names in found.items()}

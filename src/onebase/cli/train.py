@@ -109,7 +109,12 @@ def train(
     The command line goes before --set, --set before --config, --config before the defaults of the method.
     """
     given = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
-    given |= o.roles_of(given.pop("column"))
+    roles = o.roles_of(given.pop("column"))
+    if both := [role for role in roles if given.get(role) is not None]:
+        raise UsageError(
+            f"the column of {both[0]} is named by --{both[0].replace('_', '-')} and by --column: leave one out"
+        )
+    given |= roles
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
     out = Output(as_json)
     from onebase.cli.merge import choose

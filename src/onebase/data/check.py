@@ -8,11 +8,23 @@ from typing import Any
 
 from onebase.data.columns import Columns, match_column
 from onebase.data.disk import Coded, DiskColumn
-from onebase.data.kinds import KINDS
-from onebase.data.rows import Rows, natural_order
+from onebase.data.kinds import KINDS, TARGETS
+from onebase.data.misfit import Misfit
+from onebase.data.rows import Rows, names_in, natural_order
 from onebase.data.splits import FEWEST_ROWS
 from onebase.data.table import Number, Table
-from onebase.data.values import CONVERT, Answer, Misfit, as_answers, as_flags, as_labels, separator_of, sort_of
+from onebase.data.tags import OUTSIDE, entity_type, is_bio
+from onebase.data.values import (
+    CONVERT,
+    Answer,
+    Marked,
+    as_answers,
+    as_flags,
+    as_labels,
+    as_spans,
+    separator_of,
+    sort_of,
+)
 from onebase.errors import DataError
 
 _SHOWN = 10
@@ -145,10 +157,10 @@ def check_classes(
     train = tables["train"]
     known: Counter[str] = Counter()
     for value in splits["train"][role]:
-        known.update([value] if isinstance(value, str) else value)
+        known.update(names_in(value))
     names = natural_order(known)
     rows = len(splits["train"])
-    if len(names) < (1 if role == "labels" else 2):
+    if len(names) < (1 if role in ("labels", "spans") else 2):
         shown = (
             f"every label in column {column!r} is {names[0]!r}; expected at least 2 classes"
             if names
@@ -165,22 +177,28 @@ def check_classes(
     longest = max(names, key=len, default="")
     if role == "label" and len(longest) > _LONGEST_LABEL:
         problems.add("label that is a text", f"{train.name}: column {column!r}: {longest[:40]!r}... as a label")
+    types = {OUTSIDE, *map(entity_type, known)} if role == "tags" and is_bio(known) else set()
     for rows_of in splits.values():
         for i, value in enumerate(rows_of[role]):
-            for name in [value] if isinstance(value, str) else value:
-                if name not in known:
+            for name in names_in(value):
+                # B-X teaches what I-X is: only a type of entity can be new where tags mark entities.
+                if name not in known and not (is_bio((name, "B-any")) and entity_type(name) in types):
                     problems.add(
                         "label that train lacks",
                         f"{rows_of.place(i)}, column {column!r}: {name!r} is not a label of train",
                     )
 
 
-def check_scores(table: Table, rows: Rows, role: str, problems: Problems) -> None:
+def check_scores(table: Table, rows: Rows, role: str, column: str, problems: Problems) -> None:
     """Note measurements that are all the same."""
     values = iter(rows[role])
     first = next(values, None)
     if all(value == first for value in values):
-        problems.add("one value only", f"{table.name}: every {role} is {first}; there is nothing to learn")
+        problems.add(
+            "one value only",
+            f"{table.name}, column {column!r}: every {role} is {first}; there is nothing to learn. Name another column "
+            "where this is not the one",
+        )
 
 
 def check_count(table: Table, rows: Rows, problems: Problems) -> None:
@@ -199,7 +217,7 @@ def _present(table: Table, wanted: Columns, problems: Problems) -> Columns:
             present[role] = tuple(column for column in found if column is not None)
             continue
         lost = [name for name, column in zip(names, found) if column is None]
-        unlabelled = f"; its {len(table)} rows are unlabelled" if role in ("label", "labels", "score") else ""
+        unlabelled = f"; its {len(table)} rows are unlabelled" if role in TARGETS else ""
         problems.add(
             "missing column", f"{table.name}: no column {', '.join(map(repr, lost))}{unlabelled}; columns: {shown}"
         )
@@ -215,9 +233,12 @@ def _reader(table: Table, role: str, names: Sequence[str], kind: str) -> Reader:
     if form == "start":
         return lambda row, values: None
     if form == "answers":
-        return lambda row, values: as_answers(
-            row[role][0], role, values.get("context") or "", row.get("answer_start", (None,))[0]
+        return lambda row, values: _within(
+            values.get("context"),
+            lambda text: as_answers(row[role][0], role, text, row.get("answer_start", (None,))[0]),
         )
+    if form == "spans":
+        return lambda row, values: _within(values.get("text"), lambda text: as_spans(row[role][0], role, text))
     if form == "labels" and len(names) > 1:
         return lambda row, values: as_flags(row[role], names)
     if form == "labels":
@@ -225,6 +246,11 @@ def _reader(table: Table, role: str, names: Sequence[str], kind: str) -> Reader:
         return lambda row, values: as_labels(row[role][0], role, separator)
     convert = CONVERT[form]
     return lambda row, values: convert(row[role][0], role)
+
+
+def _within(text: str | None, read: Callable[[str], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Read pieces of a text; where the text itself was refused they are not judged."""
+    return () if text is None else read(text)
 
 
 def _check_row(table: Table, place: int, present: Columns, values: Mapping[str, Any], problems: Problems) -> None:
@@ -249,6 +275,7 @@ def _store(table: Table, role: str, kind: str) -> Any:
         "tags": tuple,
         "messages": tuple,
         "answers": lambda found: tuple(Answer(*item) for item in found),
+        "spans": lambda found: tuple(Marked(*item) for item in found),
     }.get(form)
     return DiskColumn(form == "text", restore)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from onebase.data.kinds import KINDS, ROLES
+from onebase.data.kinds import KINDS, ROLES, TARGETS
 from onebase.data.signatures import fitting_kinds
 from onebase.data.table import Table
 from onebase.errors import ConfigError, DataError, unknown
@@ -37,9 +37,11 @@ def find_columns(
     given = {role: tuple(_existing(table, role, name) for name in names) for role, names in asked.items()}
     _refuse_one_for_two(table, given)
     kind = task or _kind_of(table, given)
-    roles = KINDS[kind].roles
+    if kind == "embeddings" and _have_scores(table, given):
+        kind = "similarity"
+    roles = _roles_of(table, kind, given, apart)
     if "label" in given and "label" not in roles:  # the option --label names the target of every kind of labels
-        target = {"multilabel": "labels", "regression": "score", "similarity": "score", "tokens": "tags"}.get(kind)
+        target = next((role for role in TARGETS if role in roles), None)
         if target is not None and target not in given:
             given[target] = given.pop("label")
     _refuse_strays(table, given, roles + (("answer_start",) if kind == "qa" else ()), kind)
@@ -124,6 +126,25 @@ def _kind_of(table: Table, given: Mapping[str, Sequence[str]]) -> str:
             f"{', or '.join('--task ' + kind for kind in kinds)}."
         )
     return kinds[0]
+
+
+def _have_scores(table: Table, given: Mapping[str, Sequence[str]]) -> bool:
+    """Say whether texts for embeddings are pairs with a score, rather than anchors with positives."""
+    triplet = ("anchor", "positive", "negative")
+    if set(triplet) & set(given) or {"anchor", "positive"} & {plain(column) for column in table.cells}:
+        return False
+    named = {"score" if role == "label" else role for role in given}
+    taken = {column for columns in given.values() for column in columns}
+    return all(role in named or matching(table.cells, role, taken) for role in KINDS["similarity"].roles)
+
+
+def _roles_of(table: Table, kind: str, given: Columns, apart: Iterable[str]) -> tuple[str, ...]:
+    """Return the roles of a kind, or the others that the person named or that alone have columns."""
+    roles, other = KINDS[kind].roles, KINDS[kind].other
+    if not other or (named := set(given) - {"label"}) & set(roles):
+        return roles
+    lacking = any(not matching(table.cells, role, apart) for role in roles)
+    return other if named & set(other) or (lacking and all(matching(table.cells, r, apart) for r in other)) else roles
 
 
 def _by_content(table: Table, found: Columns, spare: set[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onebase.data.kinds import KINDS
-from onebase.data.rows import Data, Rows
+from onebase.data.rows import Data, Rows, class_names
 from onebase.data.splits import keys
 
 SHOWN = 5  # places shown per finding
@@ -191,13 +191,7 @@ def _leaks(rows: Rows, train: Rows, own: tuple[Any, Any], known: tuple[Any, Any]
 
 
 def _balance(rows: Rows, kind: str) -> dict[str, int]:
-    role = {"classification": "label", "multilabel": "labels", "tokens": "tags"}.get(kind)
-    if role is None:
-        return {}
-    counts: Counter[str] = Counter()
-    for value in rows[role]:
-        counts.update((value,) if isinstance(value, str) else value)
-    return dict(counts.most_common())
+    return dict(Counter(class_names(rows, kind)).most_common())
 
 
 def _scores(rows: Rows, kind: str) -> tuple[float, float, float] | None:
@@ -210,7 +204,9 @@ def _scores(rows: Rows, kind: str) -> tuple[float, float, float] | None:
 
 def _conflicts(train: Rows, exact: Any, kind: str) -> tuple[int, tuple[str, ...]]:
     """Count the inputs of train that are there with different labels; other targets may well differ."""
-    role = next((role for role in ("label", "labels", "tags") if kind != "rerank" and role in train.roles), None)
+    role = next(
+        (role for role in ("label", "labels", "tags", "spans") if kind != "rerank" and role in train.roles), None
+    )
     if role is None:
         return 0, ()
     again, origin = _earlier(exact)

@@ -11,7 +11,8 @@ class Role:
     """What a column is for.
 
     Attributes:
-        form: how a cell becomes a value: text, label, labels, score, words, tags, answers, start, messages.
+        form: how a cell becomes a value: text, label, labels, score, words, tags, spans, answers, start,
+            messages.
         first: the column name that wins outright.
         names: names (English, French) that must be the only one of theirs; separated by white space.
     """
@@ -28,6 +29,7 @@ class Kind:
     Attributes:
         roles: what its rows have.
         optional: those of `roles` that may be missing.
+        other: roles that rows may have in place of `roles`, which win where the columns have both.
         same: the roles that make two rows the same example; such rows are never on two sides of a split.
         known: the roles that make a held-out row known from train; those of `same` where not named.
         classes: the role whose values are the classes that splits are stratified by, '' for none.
@@ -38,6 +40,7 @@ class Kind:
     summary: str
     roles: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
     same: tuple[str, ...]
     known: tuple[str, ...] = ()
     classes: str = ""
@@ -77,6 +80,7 @@ ROLES: dict[str, Role] = {
     ),
     "tokens": Role(form="words", first="tokens", names="words token mots"),
     "tags": Role(form="tags", first="tags", names="ner_tags pos_tags labels ner pos tag étiquettes"),
+    "spans": Role(form="spans", first="spans", names="entities entités"),
     "question": Role(form="text", first="question", names="query"),
     "context": Role(form="text", first="context", names="passage paragraph document contexte"),
     "answers": Role(form="answers", first="answers", names="answer answer_text réponse réponses"),
@@ -116,7 +120,12 @@ KINDS: dict[str, Kind] = {
         optional=("text_pair",),
         same=("text", "text_pair"),
     ),
-    "tokens": Kind(summary="a tag per word", roles=("tokens", "tags"), same=("tokens",)),
+    "tokens": Kind(
+        summary="a tag per word, or a text and its labelled pieces",
+        roles=("tokens", "tags"),
+        other=("text", "spans"),
+        same=("tokens", "text"),
+    ),
     "qa": Kind(
         summary="answers that are spans of a context",
         roles=("question", "context", "answers"),
@@ -146,6 +155,8 @@ KINDS: dict[str, Kind] = {
     "causal-lm": Kind(summary="text to continue", roles=("text",), same=("text",)),
     "masked-lm": Kind(summary="text to fill gaps in", roles=("text",), same=("text",)),
 }
+# The roles that are predicted from the others; a set of rows has at most one of them.
+TARGETS = ("label", "labels", "score", "tags", "spans")
 # Kinds whose target is a number, not a name.
 MEASURED = ("regression", "similarity", "rerank")
 # Kinds that plain text without columns can be.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from onebase.data.check import Problems, check_classes, check_count, check_scores, checked_rows, note_mixtures
 from onebase.data.columns import Columns, find_columns, match_column
 from onebase.data.files import Format, read_source
-from onebase.data.kinds import KINDS, PLAIN, ROLES
-from onebase.data.rows import SPLITS, Data, Rows, are_scores, digest_of, natural_order
+from onebase.data.kinds import KINDS, PLAIN, ROLES, TARGETS
+from onebase.data.rows import SPLITS, Data, Rows, are_scores, class_names, digest_of, natural_order
 from onebase.data.splits import keys, make_splits, sample
 from onebase.data.table import MEMORY, Table
 from onebase.errors import ConfigError, DataError, unknown
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     Source = str | Path | Records | Mapping[str, Records]
 
 Given = dict[str, Rows]
+# Options of `load` that are no roles, for misspelt ones.
+_OPTIONS = ("task", "columns", "group", "seed", "limit", "encoding", "delimiter", "quote", "sheet", "memory")
 
 
 def load(
     source: Source,
+    /,
     *,
     task: str | None = None,
     text: str | None = None,
@@ -42,6 +45,7 @@ def load(
     quote: str | None = None,
     sheet: str | None = None,
     memory: int = MEMORY,
+    **roles: str | Sequence[str] | None,
 ) -> Data:
     """Read data, find its columns, check every row, and split it where it does not come split.
 
@@ -55,13 +59,14 @@ def load(
             ``owner/name``, ``owner/name:config`` or ``hf://name``.
         task: a kind of data (`onebase.data.KINDS` lists them with their roles); by default what the columns say. Many
             different numbers with fractions as labels make it "regression"; name "classification" to keep them names.
+            "embeddings" of two texts and a score is "similarity".
         text: column of the text; found by name, or by content, where not given. Likewise for the next four.
         text_pair: column of the second text, for pairs.
         label: column of what is to be predicted: label, score, tags, or labels (one column of lists or of names
             separated by | ; or , or several columns of 0 and 1).
         prompt: column of the prompt, for completion.
         completion: column of the completion.
-        columns: role -> column for any role, such as ``{"question": "frage", "context": "absatz"}``.
+        columns: role -> column for any role (`onebase.data.ROLES`), such as ``{"question": "frage"}``.
         group: column whose equal values stay on one side of splits that are made: the author, the document ...
         seed: which rows are held out and sampled; the same seed gives the same rows on every machine.
         limit: the most rows of each split to keep (a stratified sample); None keeps all.
@@ -71,13 +76,14 @@ def load(
         sheet: of an Excel workbook; the only one that holds something by default.
         memory: bytes of rows of a split to hold in memory (roughly); beyond it rows are kept in a temporary file and
             read from there by index.
+        roles: the column of any further role by its name: ``source="de", target="fr"``; the same as in `columns`.
 
     Returns:
         The data. Without a test file in a folder `test` is empty, which `notes` says.
 
     Raises:
         DataError: the data cannot be used; all problems of all rows at once, by file, line and column.
-        UnknownNameError: a column or task that does not exist.
+        UnknownNameError: a column, role, option or task that does not exist.
         ConfigError: an option that does not fit the data, or a limit that is too small.
 
     Example:
@@ -90,10 +96,9 @@ def load(
         raise unknown("task", task, KINDS)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected at least 1 row, or None for all rows.")
+    named = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}
     told = Format(encoding=encoding, delimiter=delimiter, quote=quote, sheet=sheet)
-    asked = _asked(
-        {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "completion": completion}, columns
-    )
+    asked = _asked({**named, **roles}, columns)
     name, tables, notes = read_source(source, told, task, memory)
     kind, found = _roles(tables, asked, task, name, group)
     running = tables["train"].running
@@ -121,7 +126,10 @@ def load(
 def _asked(
     named: Mapping[str, str | Sequence[str] | None], columns: Mapping[str, str | Sequence[str]] | None
 ) -> dict[str, tuple[str, ...]]:
-    """Return role -> columns that the person named."""
+    """Return role -> columns that the person named, each as a keyword or in `columns`."""
+    for name in named:
+        if name not in ROLES:
+            raise unknown("option or role of load_data", name, [*_OPTIONS, *ROLES])
     for role in columns or {}:
         if role not in ROLES:
             raise unknown("role of a column", role, ROLES)
@@ -169,13 +177,13 @@ def _checked_splits(
         rows[split] = checked_rows(tables[split], columns, kind, problems, group if split == "train" else None)
     usable = {split: found for split, found in rows.items() if found is not None}
     if "train" in usable:
-        train, target = tables["train"], _target(kind)
+        train, target = tables["train"], next((role for role in TARGETS if role in columns), "")
         if kind not in PLAIN:
             check_count(train, usable["train"], problems)
-        if target in ("label", "labels", "tags") and kind != "rerank":
+        if target not in ("score", "") and kind != "rerank":
             check_classes(tables, usable, target, ", ".join(columns[target]), problems)
         elif target:
-            check_scores(train, usable["train"], target, problems)
+            check_scores(train, usable["train"], target, columns[target][0], problems)
     problems.raise_any()
     return kind, usable, notes
 
@@ -198,11 +206,6 @@ def _is_unlabelled_test(table: Table, columns: Columns, kind: str) -> bool:
         and table.again is None
         and all(value is None for value in table.cells[column])
     )
-
-
-def _target(kind: str) -> str:
-    """Return the role that is predicted from the others, '' where text itself is."""
-    return next((role for role in ("label", "labels", "score", "tags") if role in KINDS[kind].roles), "")
 
 
 def _complete(given: Given, seed: int, running: bool, name: str, kind: str) -> tuple[Given, list[str]]:
@@ -231,14 +234,7 @@ def _without_group(rows: Rows) -> Rows:
 
 
 def _labels_of(splits: Given, kind: str) -> tuple[str, ...]:
-    role = {"classification": "label", "multilabel": "labels", "tokens": "tags"}.get(kind)
-    if role is None:
-        return ()
-    names: set[str] = set()
-    for rows in splits.values():
-        for value in rows[role]:
-            names.update((value,) if isinstance(value, str) else value)
-    return natural_order(names)
+    return natural_order(name for rows in splits.values() for name in class_names(rows, kind))
 
 
 def _limited(splits: Given, labels: tuple[str, ...], limit: int, seed: int, running: bool, kind: str) -> Given:
@@ -254,6 +250,8 @@ def _notes_on(labels: tuple[str, ...], given: Given, kind: str, task: str | None
     notes = []
     if kind == "regression" and task is None:
         notes.append("The labels are measurements: this is regression. To take them for classes name classification.")
+    elif kind == "similarity" and task == "embeddings":
+        notes.append("The pairs have scores: this is similarity. To take pairs for positives name anchor and positive.")
     elif kind == "classification" and are_scores(labels):
         notes.append(f"The {len(labels)} labels are numbers, and taken for names of classes as asked.")
     alike: dict[str, list[str]] = {}

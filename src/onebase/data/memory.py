@@ -64,9 +64,11 @@ def _cells_of_frame(frame: Any) -> dict[str, list[Any]]:
 
 
 def _listed(value: Any) -> Any:
-    """Turn an array in a cell (as frames read from Parquet have) into a list."""
+    """Turn arrays in a cell (as frames read from Parquet have) into lists, those in an object among them."""
     numpy = sys.modules.get("numpy")
-    return value.tolist() if numpy is not None and isinstance(value, numpy.ndarray) else value
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return [_listed(item) for item in value.tolist()]
+    return {key: _listed(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _open_dataset(dataset: Any, name: str) -> Opened:

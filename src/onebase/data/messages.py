@@ -6,33 +6,39 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from onebase.data.misfit import Misfit, short
+
 # The speakers of ShareGPT and its kin, under the names that chat templates know.
-SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-ROLES = ("system", "developer", "user", "assistant", "tool")
+_OTHER_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+SPEAKERS = ("system", "developer", "user", "assistant", "tool")
 
 
-def as_messages(value: Any, *, answered: bool = True) -> tuple[dict[str, Any], ...]:
+def as_messages(value: Any, role: str = "messages", *, answered: bool = True) -> tuple[dict[str, Any], ...]:
     """Return a conversation as messages of role and content, with what else they hold (tool calls, names).
 
     Args:
         value: ``[{"role", "content"}, ...]`` (OpenAI), ``[{"from", "value"}, ...]`` (ShareGPT), or either as JSON text.
+        role: what the conversation is called in problems.
         answered: whether an assistant must speak, as in training; otherwise the assistant is to speak next.
 
     Raises:
-        ValueError: what is wrong, and in which message.
+        Misfit: what is wrong, and in which message.
     """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise ValueError(f"messages that are not JSON: {_short(value)}") from None
+            raise Misfit(f"{role} that are not JSON", short(value)) from None
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"no list of messages: {_short(value)}; expected [{{'role': ..., 'content': ...}}, ...]")
+        raise Misfit(f"{role} that are no list", f"{short(value)}; expected [{{'role': ..., 'content': ...}}, ...]")
     messages = tuple(_message(item, number) for number, item in enumerate(value, 1))
     if answered and all(message["role"] != "assistant" for message in messages):
-        raise ValueError("no message of the role assistant, so there is nothing to learn")
+        raise Misfit("conversation without an assistant", "no message of the role assistant, so nothing to learn")
     if not answered and messages[-1]["role"] == "assistant":
-        raise ValueError("the last message is the assistant's already; leave it out to have it written")
+        raise Misfit(
+            "conversation that is answered",
+            "the last message is the assistant's already; leave it out to have it written",
+        )
     return messages
 
 
@@ -43,18 +49,16 @@ def is_conversation(value: Any) -> bool:
 
 def _message(item: Any, number: int) -> dict[str, Any]:
     if not isinstance(item, Mapping):
-        raise ValueError(f"message {number} is no object: {_short(item)}")
+        raise Misfit("message that is no object", f"message {number}: {short(item)}")
     shared = "from" in item and "role" not in item
     speaker, content = (item["from"], item.get("value")) if shared else (item.get("role"), item.get("content"))
-    role = SPEAKERS.get(str(speaker), str(speaker))
-    if role not in ROLES:
-        raise ValueError(f"message {number} has the role {_short(speaker)}; expected {', '.join(ROLES)}")
+    known = _OTHER_NAMES.get(str(speaker), str(speaker))
+    if known not in SPEAKERS:
+        raise Misfit(
+            "message of an unknown role", f"message {number}: {short(speaker)}; expected {', '.join(SPEAKERS)}"
+        )
     rest = {str(k): v for k, v in item.items() if k not in ("role", "content", "from", "value") and v is not None}
-    if not (isinstance(content, str) and content.strip()) and not (rest.get("tool_calls") and content in (None, "")):
-        raise ValueError(f"message {number} ({role}) has no text: {_short(content)}")
-    return {"role": role, "content": str(content or ""), **rest}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    calls = bool(rest.get("tool_calls"))
+    if not (isinstance(content, str) and content.strip()) and not (calls and content in (None, "")):
+        raise Misfit("message without content", f"message {number} ({known}): {short(content)}; expected text")
+    return {"role": known, "content": str(content or ""), **rest}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onebase.data.kinds import MEASURED
+from onebase.data.kinds import KINDS, MEASURED, TARGETS
 from onebase.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -158,7 +158,8 @@ class Data:
     validation: Rows
     test: Rows
     labels: tuple[str, ...]
-    """names of the classes (classification, multilabel) or tags (tokens) in natural order; empty for other kinds"""
+    """names of the classes (classification, multilabel), tags or labels of spans (tokens) in natural order; empty for
+    other kinds"""
     source: str
     """display name of the file or folder, without its path"""
     digest: str
@@ -235,6 +236,19 @@ def natural_order(labels: Iterable[str]) -> tuple[str, ...]:
     if all(_NUMBER.fullmatch(label) for label in distinct):
         return tuple(sorted(distinct, key=lambda label: (float(label), label)))
     return tuple(sorted(distinct))
+
+
+def names_in(value: Any) -> tuple[str, ...]:
+    """Return the names in a label, in a list of labels or tags, or in labelled pieces of a text."""
+    return (value,) if isinstance(value, str) else tuple(v if isinstance(v, str) else v.label for v in value)
+
+
+def class_names(rows: Rows, kind: str) -> Iterator[str]:
+    """Yield the class of each row, or each of its classes, tags or labels of spans; nothing for other kinds."""
+    role = next((role for role in TARGETS if role in rows.roles), None)
+    if role is None or KINDS[kind].form(role) == "score":
+        return iter(())
+    return (name for value in rows[role] for name in names_in(value))
 
 
 def are_scores(labels: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ from onebase.data.table import Table
 _SIGNATURES: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("chat", (("messages", "conversations"),)),
     ("tokens", (("tokens", "words"), ("tags", "ner_tags", "pos_tags", "labels", "ner", "pos", "tag"))),
+    ("tokens", (("text", "sentence", "content", "texte", "phrase"), ("spans", "entities", "entités"))),
     ("qa", (("question",), ("context",), ("answers", "answer", "answer_text"))),
     ("seq2seq", (("source", "src"), ("target", "tgt"))),
     ("seq2seq", (("document", "article", "dialogue", "text"), ("summary", "highlights"))),
@@ -32,9 +33,10 @@ def fitting_kinds(table: Table, given: Mapping[str, Sequence[str]]) -> list[str]
             return named
     plain = {column.strip().casefold() for column in table.cells}
     kinds = list(dict.fromkeys(kind for kind, groups in _SIGNATURES if all(plain & set(group) for group in groups)))
-    if kinds == ["seq2seq"] and plain & (_label_names() - {"target"}):
-        # A label beside a plain text is a class even where a column is called "source" or "summary".
-        return ["classification"] if {"text", "label"} <= plain else ["seq2seq", "classification"]
+    spanned = kinds == ["tokens"] and not plain & {"tokens", "words"}
+    if (kinds == ["seq2seq"] or spanned) and plain & (_label_names() - {"target"}):
+        # A label beside a plain text is a class even where a column is called "source", "summary" or "entities".
+        return ["classification"] if {"text", "label"} <= plain else [*kinds, "classification"]
     if kinds == ["completion"] and "label" in plain:
         return ["completion", "classification"]
     if kinds:
@@ -49,7 +51,7 @@ def _kinds_with(table: Table, given: Mapping[str, Sequence[str]]) -> list[str]:
         label = given.get("label", ())
         listed = _are_lists(table.cells[label[0]]) if label else _is_multilabel(table)
         return ["multilabel" if listed or len(label) > 1 else "classification"]
-    kinds = [kind for kind, what in KINDS.items() if roles <= set(what.roles)]
+    kinds = [kind for kind, what in KINDS.items() if roles <= set(what.roles) or roles <= set(what.other)]
     return [kind for kind in kinds if kind != "similarity"] or kinds  # regression, unless similarity is asked for
 
 

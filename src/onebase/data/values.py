@@ -1,32 +1,19 @@
-"""Cells turned into the values of a role: text, label, score, lists of labels, words, tags, answers, messages."""
+"""Cells turned into the values of a role: text, label, score, labels, words, tags, spans, answers, messages."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from onebase.data.messages import as_messages
+from onebase.data.misfit import Misfit, short
 from onebase.data.table import Broken, Flag, Number
 
 _NOT_TEXT = (list, tuple, dict, set, bytes)
 _SEPARATORS = ("|", ";", ",")
-# The speakers of ShareGPT and its kin, under the names that chat templates know.
-_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-SPEAKERS = ("system", "developer", "user", "assistant", "tool")
-
-
-class Misfit(ValueError):
-    """A cell that cannot be a value of its role.
-
-    Attributes:
-        what: the kind of problem, counted in summaries.
-        detail: the value seen and what was expected, shown with the place.
-    """
-
-    def __init__(self, what: str, detail: str = "") -> None:
-        super().__init__(what)
-        self.what, self.detail = what, detail
 
 
 class Answer(NamedTuple):
@@ -41,10 +28,23 @@ class Answer(NamedTuple):
     start: int
 
 
+class Marked(NamedTuple):
+    """A labelled piece of a text.
+
+    Attributes:
+        start, end: where it stands in the text, in characters from 0, end excluded.
+        label: what it is.
+    """
+
+    start: int
+    end: int
+    label: str
+
+
 def _written(value: Any, role: str) -> str:
     """Return a cell as it was written."""
     if isinstance(value, _NOT_TEXT):
-        raise Misfit(f"{role} that is no text (a {type(value).__name__})", f"{_short(value)}; expected text")
+        raise Misfit(f"{role} that is no text (a {type(value).__name__})", f"{short(value)}; expected text")
     if isinstance(value, Broken):
         raise Misfit(f"error value as {role}", f"{value}; correct the formula")
     if is_missing(value) or not str(value).strip():
@@ -71,7 +71,7 @@ def as_score(value: Any, role: str) -> float:
         number = float(text) if not isinstance(value, bool) else float(value)
     except ValueError:
         comma = "; write decimals with a point" if "," in text else ""
-        raise Misfit(f"{role} that is no number", f"{_short(text)}; expected a number{comma}") from None
+        raise Misfit(f"{role} that is no number", f"{short(text)}; expected a number{comma}") from None
     if not math.isfinite(number):
         raise Misfit(f"{role} that is not finite", f"{text}; expected a finite number")
     return number
@@ -90,16 +90,16 @@ def as_labels(value: Any, role: str, separator: str | None = None) -> tuple[str,
     elif isinstance(value, list | tuple):
         parts = value
     else:
-        raise Misfit("labels that are no list", f"{_short(value)}; expected a list or a string of names")
+        raise Misfit("labels that are no list", f"{short(value)}; expected a list or a string of names")
     names = [
         _written(part, "label") if not isinstance(part, str) or isinstance(part, Broken) else part.strip()
         for part in parts
     ]
     if any(not name for name in names):
-        raise Misfit("empty name among labels", f"{_short(value)}")
+        raise Misfit("empty name among labels", f"{short(value)}")
     if len(set(names)) < len(names):
-        raise Misfit("label given twice", f"{_short(value)}")
-    return tuple(names)
+        raise Misfit("label given twice", f"{short(value)}")
+    return tuple(sorted(names))  # a set: the order says nothing
 
 
 def separator_of(values: Sequence[Any]) -> str | None:
@@ -116,11 +116,50 @@ def as_words(value: Any, role: str) -> tuple[str, ...]:
     if is_missing(value) or (isinstance(value, list | tuple) and not value):
         raise Misfit(f"empty {role}")
     if not isinstance(value, list | tuple):
-        raise Misfit(f"{role} that are no list", f"{_short(value)}; expected a list of strings")
+        raise Misfit(f"{role} that are no list", f"{short(value)}; expected a list of strings")
     for part in value:
         if isinstance(part, _NOT_TEXT) or is_missing(part) or not str(part).strip():
-            raise Misfit(f"{role} with an empty or nested item", f"{_short(part)} in {_short(value)}")
+            raise Misfit(f"{role} with an empty or nested item", f"{short(part)} in {short(value)}")
     return tuple(map(str, value))
+
+
+def as_spans(value: Any, role: str, text: str) -> tuple[Marked, ...]:
+    """Return the labelled pieces of a text in their order: of ``[{"start", "end", "label"}]``, also written as JSON.
+
+    An empty list or string means that nothing is marked; None means that the row is unlabelled. A span's own "text",
+    where it has one, must be what stands there; what else it holds is no matter here.
+    """
+    if is_missing(value):
+        raise Misfit(f"missing {role}", "expected a list, empty where nothing is marked")
+    if isinstance(value, str) and not isinstance(value, Broken):
+        parsed = _json_list(value) if value.strip() else []
+        value = value if parsed is None else parsed
+    if not isinstance(value, list | tuple):
+        raise Misfit(f"{role} that are no list", f"{_short(value)}; expected [{{'start': 0, 'end': 4, 'label': ...}}]")
+    found = sorted((_marked(item, text) for item in value), key=lambda span: span[:2])
+    for one, two in pairwise(found):
+        if two.start < one.end:
+            shown = " and ".join(f"{span.label!r} from {span.start} to {span.end}" for span in (one, two))
+            raise Misfit("two spans that overlap", f"{shown}; expected one label per piece")
+    return tuple(found)
+
+
+def _marked(item: Any, text: str) -> Marked:
+    if not isinstance(item, Mapping) or any(is_missing(item.get(key)) for key in ("start", "end", "label")):
+        raise Misfit("span without start, end and label", f"{_short(item)}; expected all three")
+    start, end = _position(item["start"]), _position(item["end"])
+    if not 0 <= start < end <= len(text):
+        seen = f"from {item['start']} to {item['end']} of a text of {len(text)} characters"
+        raise Misfit("span that is not within its text", f"{seen}; expected characters from 0, end excluded")
+    piece = text[start:end]
+    if not piece.strip():
+        raise Misfit("span of white space", f"from {start} to {end}; expected at least one letter or sign")
+    if isinstance(item.get("text"), str) and item["text"] != piece:
+        raise Misfit(
+            "span that is not at its start",
+            f"{_short(item['text'])} is said to stand from {start} to {end}, where the text has {_short(piece)}",
+        )
+    return Marked(start, end, _written(item["label"], "label"))
 
 
 def as_answers(value: Any, role: str, context: str, start: Any = None) -> tuple[Answer, ...]:
@@ -129,11 +168,11 @@ def as_answers(value: Any, role: str, context: str, start: Any = None) -> tuple[
     No answer at all is an empty tuple. An answer without a start, or with a start of -1, stands where the context
     first holds it.
     """
-    if isinstance(value, str) and value[:1] in "{[":
+    if isinstance(value, str) and value.startswith(("{", "[")):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise Misfit("answers that are not JSON", _short(value)) from None
+            raise Misfit("answers that are not JSON", short(value)) from None
     if is_missing(value) or value == "":
         return ()
     if isinstance(value, Mapping):
@@ -153,7 +192,7 @@ def as_answers(value: Any, role: str, context: str, start: Any = None) -> tuple[
 
 def _listed(texts: Any) -> Sequence[Any]:
     if not isinstance(texts, list | tuple):
-        raise Misfit("answers that are no list", _short(texts))
+        raise Misfit("answers that are no list", short(texts))
     return texts
 
 
@@ -162,52 +201,26 @@ def _answer(text: Any, start: Any, context: str) -> Answer:
     if is_missing(start) or str(start).strip() in ("", "-1"):
         at = context.find(words)
         if at < 0:
-            raise Misfit("answer that is not in its context", f"{_short(words)} does not occur in it")
+            raise Misfit("answer that is not in its context", f"{short(words)} does not occur in it")
         return Answer(words, at)
-    try:
-        at = int(float(str(start))) if float(str(start)).is_integer() else -1
-    except (ValueError, OverflowError):
-        at = -1
+    at = _position(start)
     if at < 0:
-        raise Misfit("answer start that is no position", f"{_short(start)}; expected characters from 0")
+        raise Misfit("answer start that is no position", f"{short(start)}; expected characters from 0")
     if context[at : at + len(words)] != words:
         raise Misfit(
             "answer that is not at its start",
-            f"{_short(words)} is said to start at {at}, where the context has {context[at : at + len(words)][:30]!r}",
+            f"{short(words)} is said to start at {at}, where the context has {context[at : at + len(words)][:30]!r}",
         )
     return Answer(words, at)
 
 
-def as_messages(value: Any, role: str) -> tuple[dict[str, Any], ...]:
-    """Return messages as ``{"role", "content"}`` with what else they hold, of OpenAI's or ShareGPT's shape."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Misfit("messages that are not JSON", _short(value)) from None
-    if is_missing(value) or not isinstance(value, list | tuple) or not value:
-        raise Misfit("messages that are no list", f"{_short(value)}; expected [{{'role': ..., 'content': ...}}, ...]")
-    messages = tuple(_message(item, number) for number, item in enumerate(value, 1))
-    if all(message["role"] != "assistant" for message in messages):
-        raise Misfit("conversation without an assistant", "no message of the role assistant, so nothing to learn")
-    return messages
-
-
-def _message(item: Any, number: int) -> dict[str, Any]:
-    if not isinstance(item, Mapping):
-        raise Misfit("message that is no object", f"message {number}: {_short(item)}")
-    shared = "from" in item and "role" not in item
-    speaker, content = (item["from"], item.get("value")) if shared else (item.get("role"), item.get("content"))
-    known = _SPEAKERS.get(str(speaker), str(speaker))
-    if known not in SPEAKERS:
-        raise Misfit(
-            "message of an unknown role", f"message {number}: {_short(speaker)}; expected {', '.join(SPEAKERS)}"
-        )
-    rest = {str(k): v for k, v in item.items() if k not in ("role", "content", "from", "value") and v is not None}
-    calls = bool(rest.get("tool_calls"))
-    if not (isinstance(content, str) and content.strip()) and not (calls and content in (None, "")):
-        raise Misfit("message without content", f"message {number} ({known}): {_short(content)}; expected text")
-    return {"role": known, "content": str(content or ""), **rest}
+def _position(value: Any) -> int:
+    """Return a number of characters, -1 where the value is none; Parquet and Excel write 3 as 3.0."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return -1
+    return int(number) if number.is_integer() else -1
 
 
 def as_flags(cells: Sequence[Any], columns: Sequence[str]) -> tuple[str, ...]:
@@ -217,10 +230,10 @@ def as_flags(cells: Sequence[Any], columns: Sequence[str]) -> tuple[str, ...]:
         if is_missing(cell) or str(cell).strip() == "":
             raise Misfit("missing label", f"column {column!r} is empty; expected 0 or 1")
         if str(cell).strip().lower() not in ("0", "1", "0.0", "1.0", "true", "false"):
-            raise Misfit("label that is neither 0 nor 1", f"column {column!r} holds {_short(cell)}")
+            raise Misfit("label that is neither 0 nor 1", f"column {column!r} holds {short(cell)}")
         if str(cell).strip().lower() in ("1", "1.0", "true"):
             names.append(column)
-    return tuple(names)
+    return tuple(sorted(names))
 
 
 def is_missing(value: Any) -> bool:
@@ -254,11 +267,6 @@ def _cut(text: str, separator: str | None) -> list[str]:
     if not text.strip():
         return []
     return text.split(separator) if separator else [text]
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 CONVERT: dict[str, Callable[[Any, str], Any]] = {

@@ -10,22 +10,22 @@ from typing import Any
 
 from onebase.store.schema import AdapterConfig
 
-# task kinds of onebase -> pipeline tags of huggingface.co/tasks
+# Kinds of tasks -> pipeline tags of huggingface.co/tasks, which no longer has text2text-generation.
 PIPELINES = {
-    "classification": "text-classification",
-    "regression": "text-classification",
-    "multilabel": "text-classification",
-    "rerank": "text-ranking",
-    "tokens": "token-classification",
-    "qa": "question-answering",
-    "masked-lm": "fill-mask",
-    "embedding": "sentence-similarity",
-    "embeddings": "feature-extraction",
-    "similarity": "sentence-similarity",
     "causal-lm": "text-generation",
-    "completion": "text-generation",
     "chat": "text-generation",
-    "seq2seq": "text2text-generation",
+    "classification": "text-classification",
+    "completion": "text-generation",
+    "embeddings": "feature-extraction",
+    "features": "feature-extraction",
+    "masked-lm": "fill-mask",
+    "multilabel": "text-classification",
+    "qa": "question-answering",
+    "regression": "text-classification",
+    "rerank": "text-ranking",
+    "seq2seq": "text-generation",
+    "similarity": "sentence-similarity",
+    "tokens": "token-classification",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LABELS_SHOWN = 20  # a reader scans that many; the config has all
@@ -92,6 +92,12 @@ def _use(kind: str, name: str, pair: bool) -> str:
         return f'base.predict(["some question"], pairs=["its context"], adapter="{name}")'
     if kind == "masked-lm":
         return f'base.fill(["some [MASK] text"], adapter="{name}")  # or the mask token of your base'
+    if kind == "rerank":
+        return f'base.predict(["some query"], pairs=["a document"], adapter="{name}")'
+    if kind == "chat":
+        return f'base.generate([{{"role": "user", "content": "some text"}}], adapter="{name}")'
+    if PIPELINES.get(kind) == "text-generation":
+        return f'base.generate(["some text"], adapter="{name}")'
     second = ', pairs=["a second text"]' if pair else ""
     return f'base.predict(["some text"], adapter="{name}"{second})'
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from onebase.data.tags import ENTITY_TAG, OUTSIDE, is_bio
 from onebase.encode import Encoded
+
+__all__ = [
+    "OUTSIDE", "Entity", "bio_tags", "entities", "entity_counts", "find_words", "is_bio", "place_words",
+    "tag_counts", "words_of_span",
+]  # fmt: skip
 
 Entity = tuple[int, int, str]  # first word, end word (excluded), type
 
-OUTSIDE = "O"
-_TAG = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
 # A word: a run of letters, digits and underscores, or any other single character that is no white space. Coarser
 # than most corpora ("don't" is three words), but the same for every language that separates words.
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -24,12 +28,6 @@ def find_words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def is_bio(tags: Iterable[str]) -> bool:
-    """Say whether tags mark entities: each is O or has a prefix of BIO, BIOES or BILOU, and some have one."""
-    distinct = set(tags)
-    return all(tag == OUTSIDE or _TAG.fullmatch(tag) for tag in distinct) and distinct != {OUTSIDE}
-
-
 def entities(tags: Sequence[str]) -> list[Entity]:
     """Return the entities that tags mark, by the rules of the CoNLL-2000 scorer (Tjong Kim Sang & Buchholz 2000).
 
@@ -39,7 +37,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     found: list[Entity] = []
     start, kind = 0, ""  # of the entity that is open, '' for none
     for i, tag in enumerate([*tags, OUTSIDE]):
-        match = _TAG.fullmatch(tag)
+        match = ENTITY_TAG.fullmatch(tag)
         prefix, own = match.groups() if match else ("O", "")
         if kind and (prefix in "OBSU" or own != kind):
             found.append((start, i, kind))

@@ -11,8 +11,9 @@ import torch
 
 from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
-from onebase.data import Data, Rows, load
+from onebase.data import Data, load
 from onebase.data.kinds import ROLES
+from onebase.data.rows import class_names
 from onebase.errors import ConfigError, DataError
 from onebase.evaluation import score_base, with_extras
 from onebase.examples import encode, run_examples
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "lora"
 KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
-# What is passed on to `load_data`; roles without an option of their own come in `columns`, or by their names.
+# What is passed on to `load_data`, beside the columns by role.
 READING = ("task", "limit", "columns", "group", "encoding", "delimiter", "quote", "sheet")
-COLUMNS = ("text", "text_pair", "label", "prompt", "completion")
 
 
 @dataclass(eq=False)
@@ -193,11 +193,7 @@ def _encoded(
 
 def reading_options(more: dict[str, Any]) -> dict[str, Any]:
     """Take out of `more` what `load_data` takes: its options, and columns by role, such as ``score="rating"``."""
-    found = {key: more.pop(key) for key in (*READING, *COLUMNS) if key in more}
-    named = {role: more.pop(role) for role in set(ROLES) - set(COLUMNS) & set(more) if role in more}
-    named = {role: column for role, column in named.items() if column is not None}
-    if named:
-        found["columns"] = {**(found.get("columns") or {}), **named}
+    found = {key: more.pop(key) for key in (*READING, *ROLES) if key in more}
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -303,6 +299,6 @@ def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
     return run
 
 
-def label_counts(rows: Rows) -> Counter[str]:
-    """Count how often each label occurs."""
-    return Counter(rows.label or [label for many in rows.get("labels") or () for label in many])
+def label_counts(data: Data) -> Counter[str]:
+    """Count how often each label or tag occurs in the training rows."""
+    return Counter(class_names(data.train, data.kind))

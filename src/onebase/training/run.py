@@ -157,8 +157,9 @@ def train(
 def kernels_for(base: Base, runs: Sequence[Prepared]) -> Kernels:
     """Choose how runs compute together: as an interrupted one did, else as is fastest for the first of them."""
     first = runs[0]
+    memory = None if first.stored is None else first.store.root / "measured.json"  # what is not stored leaves nothing
     kernels = next((run.kernels for run in runs if run.kernels), None) or choose_kernels(
-        base, first.adapter, first.examples["train"], first.state.settings, first.store.root / "measured.json"
+        base, first.adapter, first.examples["train"], first.state.settings, memory
     )
     for run in runs:
         if run.checkpoint is not None:
@@ -236,7 +237,7 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, pro
         "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.plain(),
         "seed": run.settings.seed,
-        **({"label_counts": dict(label_counts(data.train))} if data.labels else {}),
+        **({"label_counts": dict(label_counts(data))} if data.labels else {}),
         "epochs": run.history.epochs,
         "best_epoch": run.history.best,
         "seconds": round(run.history.seconds, 2),
