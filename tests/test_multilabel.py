@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from families import TEXTS, make, tiny_tokenizer
 from sklearn.metrics import f1_score
+from typer.testing import CliRunner
 
 import onebase as ob
+from onebase.cli.main import app
 from onebase.encode import encode_windows
 from onebase.errors import ConfigError, DataError
 from onebase.examples import encode, run_examples
@@ -137,6 +141,27 @@ def test_an_adapter_is_trained_stored_and_asked(base: ob.Base) -> None:
     with pytest.raises(DataError, match="'travel'"):
         ob.evaluate(base, [{"text": f"text {i}", "labels": "travel"} for i in range(10)], "topics")
     base.remove("topics")
+
+
+def test_the_command_line_shows_labels(tmp_path, base: ob.Base) -> None:
+    ob.train(base, topics(), "lora(rank=2)", name="topics", task="multilabel", **FAST)
+    base.remove("topics")
+    path, table = tmp_path / "topics.jsonl", tmp_path / "out.csv"
+    path.write_text("\n".join(json.dumps(row) for row in topics(20)))
+    call = CliRunner().invoke
+    plan = call(app, ["train", "-d", str(path), "--task", "multilabel", "--dry-run"])
+    assert plan.exit_code == 0 and "label: " in plan.stdout and "food (" in plan.stdout, plan.output
+    scored = call(app, ["eval", "topics", "-d", str(path)])
+    assert scored.exit_code == 0 and "micro_f1" in scored.stdout and "precision" in scored.stdout, scored.output
+    said = call(app, ["predict", "-a", "topics", "Number 7 is about soup and football."])
+    assert said.exit_code == 0 and "food" in said.stdout, said.output
+    assert call(app, ["predict", "-a", "topics", "-f", str(path), "-o", str(table)]).exit_code == 0
+    assert table.read_text().splitlines()[0].endswith("topics.labels,topics.p(food),topics.p(law),topics.p(sport)")
+    document = "Number 1 is about soup. Number 2 is about the weather. Number 3 is about football and soup."
+    parts = call(app, ["predict", "-a", "topics", "--split", "sentences", "--json", document])
+    assert parts.exit_code == 0, parts.output
+    flagged = json.loads(parts.stdout)["flagged"]
+    assert {(f["index"], f["label"]) for f in flagged} >= {(0, "food"), (2, "food"), (2, "sport")}
 
 
 def test_rare_labels_weigh_as_asked(tiny: ob.Base) -> None:

@@ -13,6 +13,7 @@ from onebase.errors import ConfigError, UnsupportedError
 from onebase.examples import encode, forward
 from onebase.heads import LinearHead
 from onebase.tasks.frozen import pair_features, pair_width
+from onebase.tasks.pooled import slow_down
 from onebase.training.prepare import make_task
 
 FAST = {"epochs": 1, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
@@ -50,6 +51,17 @@ def test_features_are_those_of_the_formula() -> None:
     found = pair_features(one, two)
     assert found.shape == (1, pair_width(2))
     assert torch.allclose(found, torch.tensor([[0.6, 0.8, 0.0, 1.0, 0.6, 0.2, 0.0, 0.8, 0.8]]))
+
+
+def test_a_slower_head_gives_the_same_outputs() -> None:
+    head, x = LinearHead(9, 2), torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    head.standardize(x)
+    with torch.no_grad():
+        head.weight.normal_(generator=torch.Generator().manual_seed(1))
+        head.bias.fill_(0.5)
+    before, weight = head(x), head.weight.clone()
+    slow_down(head, 4.0)
+    assert torch.allclose(head(x), before, atol=1e-5) and torch.equal(head.weight, 4 * weight)
 
 
 def test_apart_losses_equal_the_plain_computation(base: ob.Base) -> None:

@@ -62,7 +62,8 @@ def beside(adapter: dict[str, Any], base: dict[str, Any] | None) -> list[tuple[s
     for name, title in BESIDE.items():
         if name in adapter:
             shown = [f"{metrics[name]:.3g}" for metrics in (base or {}, adapter) if name in metrics]
-            rows = f" on the first {count(adapter['generated'], 'row')}" if name in WRITTEN else ""
+            written = adapter.get("generated") if name in WRITTEN else None
+            rows = "" if written is None else f" on the first {count(written, 'row')}"
             lines.append((title, " with the base, ".join(shown) + (" with adapter" if base else "") + rows))
     return lines
 

@@ -135,7 +135,7 @@ def as_spans(value: Any, role: str, text: str) -> tuple[Marked, ...]:
         parsed = _json_list(value) if value.strip() else []
         value = value if parsed is None else parsed
     if not isinstance(value, list | tuple):
-        raise Misfit(f"{role} that are no list", f"{_short(value)}; expected [{{'start': 0, 'end': 4, 'label': ...}}]")
+        raise Misfit(f"{role} that are no list", f"{short(value)}; expected [{{'start': 0, 'end': 4, 'label': ...}}]")
     found = sorted((_marked(item, text) for item in value), key=lambda span: span[:2])
     for one, two in pairwise(found):
         if two.start < one.end:
@@ -146,7 +146,7 @@ def as_spans(value: Any, role: str, text: str) -> tuple[Marked, ...]:
 
 def _marked(item: Any, text: str) -> Marked:
     if not isinstance(item, Mapping) or any(is_missing(item.get(key)) for key in ("start", "end", "label")):
-        raise Misfit("span without start, end and label", f"{_short(item)}; expected all three")
+        raise Misfit("span without start, end and label", f"{short(item)}; expected all three")
     start, end = _position(item["start"]), _position(item["end"])
     if not 0 <= start < end <= len(text):
         seen = f"from {item['start']} to {item['end']} of a text of {len(text)} characters"
@@ -157,7 +157,7 @@ def _marked(item: Any, text: str) -> Marked:
     if isinstance(item.get("text"), str) and item["text"] != piece:
         raise Misfit(
             "span that is not at its start",
-            f"{_short(item['text'])} is said to stand from {start} to {end}, where the text has {_short(piece)}",
+            f"{short(item['text'])} is said to stand from {start} to {end}, where the text has {short(piece)}",
         )
     return Marked(start, end, _written(item["label"], "label"))
 

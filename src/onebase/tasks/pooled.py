@@ -188,7 +188,10 @@ class PooledTask(Task):
         if "pairs" not in spec:
             return heads[0], 0.0
         ranks = [self._rank(spec, head, held, validation) for head in heads]
-        return max(zip(heads, ranks), key=lambda pair: pair[1])
+        best, rank = max(zip(heads, ranks), key=lambda pair: pair[1])
+        if reads_apart(spec):
+            slow_down(best, vectors.shape[1] / base.anatomy.hidden_size)
+        return best, rank
 
     def _rank(self, spec: Mapping[str, Any], head: LinearHead, held: Tensor, validation: Examples) -> float:
         with torch.no_grad():
@@ -205,6 +208,18 @@ class PooledTask(Task):
             wide.weight[:, -1:], wide.bias[:] = narrow.weight, narrow.bias
             wide.center[-1:], wide.scale[-1:] = narrow.center, narrow.scale
         return wide
+
+
+def slow_down(head: LinearHead, factor: float) -> None:
+    """Divide the inputs of a head by a factor and multiply its weights by it: the same outputs, slower to change.
+
+    A step of Adam moves every weight by the rate, and so an output by the rate times the number of features. Pairs that
+    are read apart have four times as many, most of them noise beside the cosine: on 400 pairs of STS-B the validation
+    correlation fell from .867 to .853 in three epochs, and stayed at .867 with a head that is slower by four.
+    """
+    with torch.no_grad():
+        head.scale.div_(factor)
+        head.weight.mul_(factor)
 
 
 def reads_apart(spec: Mapping[str, Any]) -> bool:
