@@ -16,7 +16,7 @@ from onebase.errors import DataError
 from onebase.extend import AdapterModule, Delta, Method
 from onebase.methods import AdaLoRA, parse_method
 from onebase.store import Store
-from onebase.training.loop import _optimizer
+from onebase.training.job import make_optimizer
 from onebase.training.settings import WIDTH, recipe, settings_for
 
 FAST = {"attention": "eager", "dtype": "float32", "batch_size": 8}
@@ -227,7 +227,7 @@ def test_each_part_of_a_union_has_its_own_rate(tokenizer):
         adapter = base.add("a", "prefix(length=2) + lora(rank=2) + bottleneck")
         settings = settings_for(adapter.method, {})
         assert settings.lr == recipe("bottleneck")["lr"]
-        optimizer, _ = _optimizer(adapter, settings, 10, WIDTH)
+        optimizer, _ = make_optimizer(adapter, settings, 10, WIDTH)
         found = {}
         for group in optimizer.param_groups:
             for p in group["params"]:
@@ -237,7 +237,7 @@ def test_each_part_of_a_union_has_its_own_rate(tokenizer):
                 rate, decays = found[id(p)]
                 assert rate == pytest.approx(recipe(text)["lr"])
                 assert decays == (p.dim() == 2 and text != "prefix")
-        doubled, _ = _optimizer(adapter, settings_for(adapter.method, {"lr": 2e-3}), 10, WIDTH)
+        doubled, _ = make_optimizer(adapter, settings_for(adapter.method, {"lr": 2e-3}), 10, WIDTH)
         assert max(g["initial_lr"] for g in doubled.param_groups) == pytest.approx(2e-2)
 
 
