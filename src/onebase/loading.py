@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.base import Base
+from onebase.devices import choose_device
 from onebase.errors import ConfigError, UnsupportedError
 
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"
@@ -59,7 +60,7 @@ def load_base(
         config = AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(_not_found(name, error)) from error
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = choose_device(device)
     choice = dtype or ("float32" if where.type == "cpu" else "auto")
     if choice not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype = {dtype!r}: expected float32, bfloat16 or float16")

@@ -16,7 +16,7 @@ from onebase.methods.method import Method
 
 LOGITS = 1e-5  # largest difference of an output, float32; of outputs beyond 1, relative to the largest
 GRADIENTS = 1e-4  # largest difference of a gradient, relative to the adapter's largest
-VISIBLE = 1e-3  # an adapter that changes outputs by less does not count as tested
+VISIBLE = 2e-4  # an adapter that changes outputs by less does not count as tested
 DECODED = 3  # decoder tokens of an encoder-decoder's row: the first ones of its text
 
 Names = Sequence[str | None]

@@ -179,7 +179,7 @@ MORE: dict[str, Case] = {
     "mt5": Case(
         # mT5's logits are not scaled down as T5's are; at random they would be ten times as large
         lambda: tf.MT5ForConditionalGeneration(
-            tf.MT5Config(**T5, feed_forward_proj="gated-gelu", initializer_factor=0.07)
+            tf.MT5Config(**T5, feed_forward_proj="gated-gelu", initializer_factor=0.2)
         ),
         writes=True,
         positions=None,

@@ -80,7 +80,7 @@ def test_loss_and_logits_of_a_classifier(family, tokenizer):
         for i, name in enumerate(names):
             out = base.as_model(name)(**batch, labels=labels)
             assert checks.gap(out.logits[i], mixed[i]) <= checks.LOGITS
-            assert torch.equal(out.loss, torch.nn.functional.cross_entropy(out.logits, labels))
+            assert checks.gap(out.loss, torch.nn.functional.cross_entropy(out.logits, labels)) <= 1e-6
         with pytest.raises(ConfigError, match="position_ids"):
             base.as_model(names[0])(**batch, position_ids=ids)
 
@@ -136,6 +136,8 @@ def test_trainer_trains_a_writer(family, method, checkpointed, tokenizer, tmp_pa
         before = checks.snapshot(base.model)
         base.add(name, setting)
         settings = {"activation_checkpointing": True} if checkpointed else {}
+        if method in ("ia3", "layernorm", "loreft"):  # few values on a random model: they must go far to show
+            settings |= {"learning_rate": 0.3, "max_steps": 30}
         trainer = Trainer(
             model=base.as_model(name),
             args=arguments(tmp_path, **settings),

@@ -146,7 +146,7 @@ def test_a_classifier_of_images_end_to_end():
             optimizer = torch.optim.Adam(list(adapter.parameters()), lr=0.02)
             losses = []
             for _ in range(30):
-                logits = torch.stack(base.logits({"pixel_values": images}, [name] * 8))
+                logits = torch.stack(base.outputs({"pixel_values": images}, [name] * 8))
                 loss = torch.nn.functional.cross_entropy(logits, labels)
                 optimizer.zero_grad()
                 loss.backward()
@@ -154,9 +154,9 @@ def test_a_classifier_of_images_end_to_end():
                 losses.append(loss.item())
             assert losses[-1] < 0.5 * losses[0], name
         names = ["a", None, "b", "c", None, "b", "a", "c"]
-        mixed = base.logits({"pixel_values": images}, names)
+        mixed = base.outputs({"pixel_values": images}, names)
         for i, name in enumerate(names):
-            assert checks.gap(mixed[i], base.logits({"pixel_values": images[i : i + 1]}, [name])[0]) <= checks.LOGITS
+            assert checks.gap(mixed[i], base.outputs({"pixel_values": images[i : i + 1]}, [name])[0]) <= checks.LOGITS
         assert checks.gap(call(base, images, None).logits, plain) == 0.0
         out = base.model(pixel_values=images, adapter_ids=base.ids(names)).logits
         assert checks.gap(out[1], plain[1]) <= checks.LOGITS and checks.gap(out[0], plain[0]) > checks.VISIBLE

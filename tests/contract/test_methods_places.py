@@ -126,7 +126,8 @@ def test_an_unknown_end_of_the_prompt_raises(tokenizer):
 def test_completions_are_trained_with_their_prompts_stated(tokenizer):
     """The loss of a completion is that of a forward whose prompt is stated."""
     from onebase.encode import IGNORED, Encoded
-    from onebase.examples import Examples, forward
+    from onebase.examples import forward
+    from onebase.tasks import Examples
 
     with Base(make("gpt2"), tokenizer) as base, torch.no_grad():
         adapter = base.add("a", "loreft(rank=2, first=0, last=2)")
@@ -136,13 +137,13 @@ def test_completions_are_trained_with_their_prompts_stated(tokenizer):
             Encoded((5, 6, 7, 8, 9), labels=(IGNORED, IGNORED, IGNORED, 8, 9)),
             Encoded((10, 11, 12), labels=(IGNORED, 11, 12)),
         )
-        losses, counts, _ = forward(base, "a", Examples(rows), [0, 1])
-        for row, loss, length in zip(rows, losses, (3, 1)):
+        found = forward(base, "a", Examples(rows), [0, 1])
+        for row, loss, length in zip(rows, found.sums, (3, 1)):
             with base.use("a", prompts=[length]):
                 logits = base.model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0, length - 1 : -1]
             wanted = torch.tensor(row.ids[length:])
             assert checks.gap(loss, torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")) <= 1e-4
-        assert counts.tolist() == [2, 2]
+        assert found.counts.tolist() == [2, 2]
 
 
 # -- trained tokens ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from families import make
 from methods import every
 
 from onebase.base import Base
+from onebase.tasks import get_task
 
 THREADS = 50
 
@@ -84,7 +85,8 @@ def test_fifty_threads_predict(tokenizer):
             "pair": False,
         }
         for name in names[::2]:
-            base.adapters[name].set_task(task, base.anatomy.hidden_size)
+            base.adapters[name].task = task
+            base.adapters[name].head = get_task("classification").head(task, base.anatomy.hidden_size)
             checks.disturb(base.adapters[name].head, len(name))
         names.append(None)
         texts = [f"the cold river {'and the road ' * (i % 4)}" for i in range(THREADS)]

@@ -171,7 +171,9 @@ def _sites(
     refusal = row.embeddings_refusal or None
     for kind in ("embeddings", "tokens"):
         where = (f"{row.name}/{kind}", kind, row.name, -1, "", kind, path, stack.embed)
-        yield Site(*where, width, width, unsupported=refusal), None  # type: ignore[arg-type]
+        images = kind == "tokens" and stack.patches is not None
+        reason = "trained tokens are words, and this base reads images" if images else refusal
+        yield Site(*where, width, width, unsupported=reason), None  # type: ignore[arg-type]
     for index, (root, layer) in enumerate(zip(finder.layers(row), stack.layers, strict=True)):
         subs = row.by_layer.get(index, row.sublayers)
         hidden = next((sub.width for sub in subs if sub.width), stack.hidden)

@@ -3,6 +3,7 @@
 Every optimizer step of a job sees exactly the rows, the mean, the clipping and the rate that it would see alone; only
 the micro-batches are shared. Losses are summed over jobs and differentiated once: parameters of different jobs never
 meet in a row, so the gradient of a job's parameters is the gradient of its own sum, and a NaN stays in its own rows.
+Dropout of deltas is drawn by micro-batch: with dropout a job differs from the same job alone as two seeds differ.
 """
 
 from __future__ import annotations
@@ -14,19 +15,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from onebase.devices import shared_tokens
 from onebase.errors import TrainingError
 from onebase.examples import forward_mixed
 from onebase.tasks import get_task
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import JobState
-from onebase.training.kernels import MICRO, Kernels
+from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter
 
 if TYPE_CHECKING:
     from onebase.base import Base
-
-# Padded tokens of a shared micro-batch. On a CPU larger ones gain nothing: the matrices are long enough.
-TOKENS = {"cpu": MICRO * 64, "cuda": 16384, "mps": 4096}
 
 
 @dataclass(eq=False)
@@ -97,7 +96,7 @@ def _round(base: Base, live: list[Member], report: Reporter) -> None:
     batches = [member.state.batch() for member in live]
     sums = torch.zeros(len(live), dtype=torch.float64)
     counts = torch.zeros(len(live), dtype=torch.float64)
-    for pieces in micro_batches([m.state for m in live], batches, TOKENS.get(base.device.type, MICRO * 64)):
+    for pieces in micro_batches([m.state for m in live], batches, shared_tokens(base.device)):
         parts = [(live[p.job].state.adapter.name, live[p.job].state.train, p.rows) for p in pieces]
         total = torch.zeros((), device=base.device)
         for piece, part in zip(pieces, forward_mixed(base, parts)):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onebase.devices import CPU_ROWS, has_bf16, measures_attention
 from onebase.examples import forward
 from onebase.tasks import Examples
 from onebase.training.settings import Settings
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from onebase.adapter import Adapter
     from onebase.base import Base
 
-# Rows per forward on the CPU: rows are sorted by length within an effective batch, so smaller pieces mean less
-# padding, and below this the fixed cost of a call shows.
-MICRO = 16
 ROUNDS = 4  # of every candidate in turn; the first warms caches up and is not counted
 CLEARLY = 1.15  # how much faster a later candidate must be: below this, noise would decide
 REMEMBERED = 7 * 24 * 3600  # seconds after which a machine is measured again
@@ -97,15 +95,15 @@ def choose_kernels(
     own = base._installed.original_attention()
     attentions: list[str | None] = [None if settings.attention == "keep" else settings.attention]
     if settings.attention == "auto":
-        switchable = base.device.type == "cpu" and own in ("eager", "sdpa") and _can_switch(base)
+        switchable = measures_attention(base.device) and own in ("eager", "sdpa") and _can_switch(base)
         attentions = ["eager", "sdpa"] if switchable else [None]
     dtypes = {"float32": [None], "bfloat16": [torch.bfloat16], "auto": [None]}[settings.dtype]
     if settings.dtype == "auto" and next(base.model.parameters()).dtype == torch.float32:
-        dtypes = [None, torch.bfloat16] if _has_bf16(base.device) else [None]
+        dtypes = [None, torch.bfloat16] if has_bf16(base.device) else [None]
     if len(attentions) * len(dtypes) == 1:
         return Kernels(base, attentions[0], dtypes[0])
     rows = sorted(range(len(train)), key=lambda i: len(train.rows[i].ids))
-    middle = rows[max(0, len(rows) // 2 - MICRO // 2) :][:MICRO]
+    middle = rows[max(0, len(rows) // 2 - CPU_ROWS // 2) :][:CPU_ROWS]
     # the order of preference: what is usually fastest comes first
     candidates = [(a, d) for d in reversed(dtypes) for a in attentions]
     key = _key(base, adapter, settings, len(train.rows[middle[0]].ids) // 16)
@@ -185,10 +183,3 @@ def _can_switch(base: Base) -> bool:
     """Whether both implementations compute the same: some families have features that only one of them knows."""
     config = base.model.config
     return bool(base.model._supports_sdpa) and not getattr(config, "attn_logit_softcapping", None)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 can pay: a GPU, or a processor with instructions for it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

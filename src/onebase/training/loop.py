@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from onebase.devices import micro_rows
 from onebase.examples import forward
 from onebase.tasks import get_task
 from onebase.training.cached import backward_cached, exceeds
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import History, JobState
-from onebase.training.kernels import MICRO, Kernels
+from onebase.training.kernels import Kernels
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -95,12 +96,12 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
     size = piece = job.settings.batch_size
     if get_task(job.adapter.task["kind"]).whole_batch:
         size = len(batch)
-    elif base.device.type == "cpu":
-        size = min(size, MICRO)
+    else:
+        size = micro_rows(base.device, size)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for micro in job.train.batches(batch, size):
         if exceeds(job.adapter.task, job.train, micro):
-            part = backward_cached(base, job.adapter, job.train, micro, MICRO if base.device.type == "cpu" else piece)
+            part = backward_cached(base, job.adapter, job.train, micro, micro_rows(base.device, piece))
         else:
             part = forward(base, job.adapter.name, job.train, micro)
             part.sums.sum().backward()

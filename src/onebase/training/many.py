@@ -69,7 +69,7 @@ def train_many(
     report: Reporter | None = None,
     resume: bool = False,
 ) -> list[Run | Failed]:
-    """Train many adapters in one pass; each ends as if it had been trained alone.
+    """Train many adapters in one pass; each ends as if alone (with dropout: with another seed of it).
 
     Rows of all jobs share forward and backward passes. Effective batches, means, optimizer, clipping, schedule, order
     of rows, dropout, early stopping, metrics and checkpoints are each job's own. A job that diverges is stopped and

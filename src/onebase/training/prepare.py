@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onebase.training.loop import Reporter
 
 DEFAULT_METHOD = "lora"
+WHILE_TRAINING = " (training)"  # follows an adapter's name until its last step
 KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
 # What is passed on to `load_data`, beside the columns by role.
 READING = ("task", "limit", "columns", "group", "encoding", "delimiter", "quote", "sheet")
@@ -118,7 +119,7 @@ def prepare(
     plain = {split: part.for_base for split, part in examples.items()}
     attached = name or _free_name(base, method.name)
     adapter = build_adapter(
-        base, f"{attached} (training)", method, spec, settings.seed, frequent=_frequent(plain["train"]),
+        base, f"{attached}{WHILE_TRAINING}", method, spec, settings.seed, frequent=_frequent(plain["train"]),
         empty=parent is not None,
     )  # fmt: skip
     base._attach(adapter)
@@ -243,7 +244,7 @@ def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
 
 def _free_name(base: Base, stem: str) -> str:
     name, count = stem, 1
-    while name in base.adapters:
+    while name in base.adapters or f"{name}{WHILE_TRAINING}" in base.adapters:
         count += 1
         name = f"{stem}-{count}"
     return name

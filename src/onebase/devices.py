@@ -1,0 +1,43 @@
+"""Everything that depends on the device: which one is taken, how much is computed at once, where bfloat16 can pay.
+
+The CPU is what is tested. CUDA, Apple's MPS and Windows are written for but untested: nothing outside of this file asks
+for a kind of device, and nothing on the way from data to adapter calls what only POSIX has.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Rows per forward in training on the CPU: rows are sorted by length within an effective batch, so smaller pieces mean
+# less padding, and below this the fixed cost of a call shows.
+CPU_ROWS = 16
+# Padded tokens of a micro-batch that several jobs share. On a CPU larger ones gain nothing: the matrices are long
+# enough. The others are guesses for cards with 16 GB and for laptops.
+SHARED_TOKENS = {"cpu": CPU_ROWS * 64, "cuda": 16384, "mps": 4096}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device asked for; without a wish a CUDA device where there is one, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def micro_rows(device: torch.device, asked: int) -> int:
+    """Return rows per forward in training."""
+    return min(asked, CPU_ROWS) if device.type == "cpu" else asked
+
+
+def shared_tokens(device: torch.device) -> int:
+    """Return padded tokens of a shared micro-batch."""
+    return SHARED_TOKENS.get(device.type, SHARED_TOKENS["cpu"])
+
+
+def measures_attention(device: torch.device) -> bool:
+    """Whether the attention implementation is worth measuring: fused kernels are always faster on a GPU."""
+    return device.type == "cpu"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 can pay: a GPU that has it, or a processor with instructions for it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
