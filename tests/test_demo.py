@@ -192,4 +192,3 @@ def test_the_whole_demo_gains_and_takes_under_three_minutes_on_two_idle_cores():
     assert summary["seconds"] < 180
     english = {method: a["language_gains"]["en"] for method, a in scores.items()}  # the embedded base reads English
     assert all(gain["gain"] > 0 for gain in english.values()), english
-    assert english["bottleneck"]["interval"][0] > 0, english["bottleneck"]["sentence"]
