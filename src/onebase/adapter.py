@@ -52,6 +52,9 @@ class Adapter:
         deltas = dict(self.module.items())
         self.routed.module, self.routed.deltas = self.module, deltas
         self.routed.has_kv = any(isinstance(d, KVDelta) for d in deltas.values())
+        self.routed.shift = {
+            name.split("/")[0]: d.shift for name, d in deltas.items() if isinstance(d, KVDelta) and d.shift
+        }
         self.routed.positional = any(isinstance(d, Delta) and d.positional for d in deltas.values())
         self.routed.prompts = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, PromptDelta)}
         self.routed.words = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, TokenDelta)}

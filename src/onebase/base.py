@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,25 @@ class Base:
         from onebase.storing import save_adapter
 
         return save_adapter(self, self.adapters[name], store, as_name, **facts)
+
+    def import_adapter(self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = ()) -> Adapter:
+        """Attach an adapter that PEFT or the AdapterHub library wrote.
+
+        Such files have no digest and no probes, so nothing tells whether they are whole; structure, names, shapes,
+        finiteness and settings are checked, and what cannot be carried over exactly is an error that names it.
+
+        Args:
+            source: a folder, or the id of a hub repository.
+            name: the name to use in calls; the folder's own by default.
+            labels: names of the classes, in order, where the file has a head but no names.
+
+        Raises:
+            ConfigError, UnsupportedError, CorruptError, MismatchError: one error that lists everything wrong.
+        """
+        from onebase.exchange import import_adapter
+
+        self._open()
+        return import_adapter(self, source, name, labels)
 
     def remove(self, name: str) -> None:
         """Detach an adapter; taps that nobody needs any more go with it.

@@ -95,10 +95,17 @@ def build_adapter(
         )
     module.to(base.device, torch.float32)
     head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
-    return Adapter(
+    adapter = Adapter(
         name, method, module, task, head if head is None else head.to(base.device),
         tokenizer=None if own is base.tokenizer else own,
     )  # fmt: skip
+    for stack in base.anatomy.stacks:
+        if stack.name in adapter.routed.shift and stack.position_start is None:
+            raise UnsupportedError(
+                f"{method.name}: positions='follow' starts the text's positions behind the prefix, and this base counts "
+                "none: leave positions='stay'"
+            )
+    return adapter
 
 
 def make_init(

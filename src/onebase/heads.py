@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,3 +83,48 @@ class LinearHead(nn.Module):
         self.center.copy_(vectors.mean(0))
         spread = vectors.std(0)
         self.scale.copy_(1.0 / spread.clamp(min=1e-2 * float(spread.mean()) + 1e-12))  # a dead feature stays small
+
+
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": nn.functional.gelu}
+
+
+class DenseHead(LinearHead):
+    """A linear map behind a hidden layer: ``W f(V x + v) + b``, the form of many imported heads.
+
+    What `LinearHead` standardises is the hidden vector.
+
+    Args:
+        width: D.
+        outputs: number of labels or values.
+        hidden: units of the hidden layer.
+        activation: f: tanh, relu or gelu.
+
+    Raises:
+        ConfigError: another activation.
+    """
+
+    def __init__(self, width: int, outputs: int, hidden: int, activation: str):
+        super().__init__(hidden, outputs)
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"head activation {activation!r}: expected {', '.join(ACTIVATIONS)}")
+        self.inner_weight = nn.Parameter(torch.zeros(hidden, width))
+        self.inner_bias = nn.Parameter(torch.zeros(hidden))
+        self.activation = activation
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return (..., outputs), float32, of vectors (..., D)."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            inner = nn.functional.linear(vectors.float(), self.inner_weight, self.inner_bias)
+            return super().forward(ACTIVATIONS[self.activation](inner))
+
+    def take(self, stored: Mapping[str, Tensor], rows: Sequence[tuple[int, int]]) -> None:
+        """Compute the same outputs as a stored head of this form, for some outputs."""
+        super().take(stored, rows)
+        with torch.no_grad():
+            self.inner_weight.copy_(stored["inner_weight"])
+            self.inner_bias.copy_(stored["inner_bias"])
+
+
+def make_head(width: int, outputs: int, form: Mapping[str, Any] | None) -> LinearHead:
+    """Build a head: linear, or with the hidden layer that `form` states: {"hidden": units, "activation": name}."""
+    return LinearHead(width, outputs) if not form else DenseHead(width, outputs, **form)

@@ -98,6 +98,9 @@ def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str
     """Store an attached adapter as the next version of its name."""
     from onebase.store import Store, remember_base
 
+    imported = adapter.config.get("provenance", {}) if not adapter.digest else {}
+    facts["provenance"] = {**imported, **(facts.get("provenance") or {})}
+
     store = store or Store()
     stored = _write(base, adapter, store, as_name or adapter.name, **facts)
     folder = Path(str(getattr(base.model.config, "_name_or_path", "") or ""))

@@ -101,7 +101,10 @@ def _attend(
     prefix = _gather(plan, entry[1], key) if plan is not None and plan.has_kv else None
     if prefix is None:
         return original(module, query, key, value, mask, **kw)
-    keys, values, visible = prefix  # (B, Hkv, P, hd) twice, (B, P)
+    keys, values, visible = prefix  # (B, Hkv, P, hd) twice, (B, P) or (B, T, P)
+    window = kw.get("sliding_window") or getattr(module, "sliding_window", None)
+    if window is not None:
+        visible = _slide(plan, entry[1], visible, int(window), query.shape[2])  # type: ignore[arg-type]
     causal = kw.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     mask = _extend(mask, visible, query, key, bool(causal), name)
@@ -132,6 +135,26 @@ def _gather(plan: Plan, site: str, key: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return torch.stack(keys)[row], torch.stack(values)[row], visible
 
 
+def _slide(plan: Plan, site: str, visible: Tensor, window: int, queries: int) -> Tensor:
+    """Hide prefixes that take positions from tokens whose sliding window has passed them: (B, T, P)."""
+    out = visible
+    for g in plan.groups:
+        delta = g.adapter.deltas.get(site)
+        if delta is None or not delta.slides:
+            continue
+        if g.at.positions is None or g.at.positions.shape[1] != queries:
+            raise UnsupportedError(
+                f"adapter {g.adapter.name!r}: a prefix that slides out of the window needs the 2-dimensional attention "
+                "mask of the batch, which tells where tokens are"
+            )
+        if out.dim() == 2:
+            out = out[:, None].expand(-1, queries, -1).clone()
+        own = slice(None) if g.rows is None else g.rows
+        column = torch.arange(visible.shape[1], device=visible.device)
+        out[own] &= (g.at.positions[..., None] + delta.shift - column) < window  # type: ignore[operator]
+    return out
+
+
 def _pad(tensor: Tensor, width: int, like: Tensor) -> Tensor:
     """(P, Hkv, hd) -> (Hkv, width, hd) in the dtype of `like`."""
     heads = tensor.to(like.dtype).permute(1, 0, 2)
@@ -140,7 +163,7 @@ def _pad(tensor: Tensor, width: int, like: Tensor) -> Tensor:
 
 def _extend(mask: Tensor | None, visible: Tensor, query: Tensor, key: Tensor, causal: bool, name: str) -> Tensor:
     """Return a mask over prefix and keys, of the kind the original expects (bool for sdpa, additive for eager)."""
-    rows, width = visible.shape
+    rows, width = visible.shape[0], visible.shape[-1]
     queries, keys = query.shape[2], key.shape[2]
     if mask is None:
         shape = (rows, 1, queries, keys)
@@ -152,7 +175,8 @@ def _extend(mask: Tensor | None, visible: Tensor, query: Tensor, key: Tensor, ca
                 ~mask, torch.finfo(query.dtype).min
             )
     mask = mask[..., :keys].expand(rows, -1, queries, -1)
-    front = visible[:, None, None, :].expand(rows, mask.shape[1], queries, width)
+    front = visible[:, None, None] if visible.dim() == 2 else visible[:, None]
+    front = front.expand(rows, mask.shape[1], queries, width)
     if mask.dtype != torch.bool:
         low = torch.finfo(mask.dtype).min
         front = torch.zeros((), dtype=mask.dtype, device=mask.device).where(front, low)

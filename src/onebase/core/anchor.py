@@ -133,6 +133,7 @@ class Anchor:
             self._repair_positions(call, mask, columns)
         self._embed_words(plan, call)
         self._insert_prompts(plan, route, call, source, columns)
+        self._shift_positions(plan, call, columns)
         self._follow_encoder(plan, call)
         self._locate(plan, route, call, columns)
         if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
@@ -310,6 +311,25 @@ class Anchor:
         self._check_positions(counted, layout.width)
         call["position_ids"] = counted
 
+    def _shift_positions(self, plan: Plan, call: dict[str, Any], columns: int) -> None:
+        """Start the positions of texts behind prefixes that take positions."""
+        groups = [g for g in plan.groups if self.stack.name in g.adapter.shift]
+        start = self.stack.position_start
+        if not groups or start is None:
+            return
+        assert plan.row_group is not None
+        shift = torch.zeros(plan.batch, dtype=torch.long, device=plan.row_group.device)
+        for g in groups:
+            shift[slice(None) if g.rows is None else g.rows] = g.adapter.shift[self.stack.name]
+        positions, mask = call.get("position_ids"), call.get("attention_mask")
+        width = columns + (plan.layout.width if plan.layout else 0)
+        if positions is None and isinstance(mask, Tensor) and mask.dim() == 2:
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -width:] + start
+        elif positions is None:
+            positions = torch.arange(width, device=shift.device)[None] + cache_length(call) + start
+        call["position_ids"] = positions + shift[:, None]
+        self._check_positions(call["position_ids"], int(shift.max()))
+
     def _check_positions(self, positions: Tensor, width: int) -> None:
         limit = self.stack.position_limit
         if limit is None:
@@ -317,7 +337,7 @@ class Anchor:
         tokens = int(positions.max()) - (self.stack.position_start or 0) + 1
         if tokens > limit:
             raise UnsupportedError(
-                f"{tokens} tokens (virtual ones included) exceed the {limit} positions of this base: shorten the "
+                f"{tokens} positions (virtual tokens included) exceed the {limit} positions of this base: shorten the "
                 f"texts or the prompt ({width} virtual tokens)"
             )
 

@@ -57,7 +57,15 @@ class Delta(nn.Module):
 
 
 class KVDelta(nn.Module):
-    """Learned keys and values that every token of an attention module can see (prefix tuning)."""
+    """Learned keys and values that every token of an attention module can see (prefix tuning).
+
+    Attributes:
+        shift: positions that they take: those of the text start behind them. 0: they have none.
+        slides: a sliding window passes over them, as they stand at positions 0 to shift - 1.
+    """
+
+    shift: int = 0
+    slides: bool = False
 
     def kv(self) -> tuple[Tensor, Tensor]:
         """Return K and V, each (P, key/value heads, head dim), as the attention function sees them."""

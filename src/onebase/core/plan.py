@@ -22,6 +22,7 @@ class Routed:
     deltas: dict[str, SiteDelta] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)  # stack name -> site of its virtual tokens
     words: dict[str, str] = field(default_factory=dict)  # stack name -> site of its trained tokens
+    shift: dict[str, int] = field(default_factory=dict)  # stack name -> positions that its prefix takes
     has_kv: bool = False
     positional: bool = False  # a delta reads where tokens are
     generator: torch.Generator | None = None  # dropout of this job; None draws from torch's default

@@ -6,7 +6,8 @@ Parameters: 2 * P * heads * head_dim per attention module (the MLP, where used, 
 Start: keys and values of real tokens as the base computes them. Random keys and values train badly: 18.6 % against
     41.6 % on GSM8K when initialised from a real KV cache. The paper's alternative is a 512-wide MLP.
 Differs: keys are stored as attention sees them, after rotary positions; text positions do not move (AdapterHub's
-    convention; PEFT moves them by P); prefix columns never slide out of a window and stay outside the KV cache.
+    convention) unless positions='follow' starts them at P (PEFT's); prefix columns never slide out of a window unless
+    slides=True (PEFT's); they stay outside the KV cache.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from onebase.methods.registry import register
 class PrefixDelta(KVDelta):
     """Learned keys and values."""
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor, shift: int = 0, slides: bool = False):
         super().__init__()
         self.keys = nn.Parameter(keys)  # (P, heads, head dim)
         self.values = nn.Parameter(values)
+        self.shift, self.slides = shift, slides
 
     def kv(self) -> tuple[Tensor, Tensor]:
         """Return the parameters."""
@@ -62,10 +64,11 @@ class PrefixMLP(nn.Module):
 class FoldedDelta(KVDelta):
     """One site's columns of the shared MLP's output."""
 
-    def __init__(self, mlp: PrefixMLP, first: int, heads: int, dim: int):
+    def __init__(self, mlp: PrefixMLP, site: Site, first: int, shift: int, slides: bool):
         super().__init__()
         self.mlp = mlp
-        self.first, self.heads, self.dim = first, heads, dim
+        self.first, self.heads, self.dim = first, site.heads, site.head_dim
+        self.shift, self.slides = shift, slides
 
     def kv(self) -> tuple[Tensor, Tensor]:
         """Return this site's keys and values."""
@@ -81,8 +84,13 @@ class PrefixModule(AdapterModule):
     def fold(self) -> AdapterModule:
         """Compute keys and values once and drop the MLP."""
         with torch.no_grad():
-            flat = {name: PrefixDelta(*(t.clone() for t in delta.kv())) for name, delta in self.items()}  # type: ignore[union-attr]
+            flat = {name: _flat(delta) for name, delta in self.items()}  # type: ignore[arg-type]
         return AdapterModule(flat)
+
+
+def _flat(delta: KVDelta) -> PrefixDelta:
+    keys, values = delta.kv()
+    return PrefixDelta(keys.clone(), values.clone(), delta.shift, delta.slides)
 
 
 @register
@@ -98,6 +106,9 @@ class Prefix(Method):
         text: words to start from, when init is 'text'.
         cross: prefixes in cross-attention too, as the paper does for encoder-decoders.
         init_std: standard deviation for init='random'.
+        positions: 'stay' leaves text positions as they are; 'follow' starts them at `length`, as PEFT does.
+        slides: a sliding window passes over the prefix, which stands at positions 0 to length - 1, as in PEFT; else
+            every token sees all of it.
     """
 
     name: ClassVar[str] = "prefix"
@@ -110,6 +121,8 @@ class Prefix(Method):
     text: str = ""
     cross: bool = True
     init_std: float = 0.02
+    positions: Literal["stay", "follow"] = "stay"
+    slides: bool = False
 
     def __post_init__(self) -> None:
         check(1 <= self.length <= 1024, "prefix.length", self.length, "1 to 1024")
@@ -121,6 +134,8 @@ class Prefix(Method):
             self.text,
             "init='text' when a text is given",
         )
+        check(self.positions in ("stay", "follow"), "prefix.positions", self.positions, "'stay' or 'follow'")
+        check(not self.slides or self.positions == "follow", "prefix.slides", self.slides, "positions='follow' with it")
         check(self.init_std > 0, "prefix.init_std", self.init_std, "a positive number")
 
     def select(self, sites: Sequence[Site]) -> list[Site]:
@@ -137,14 +152,14 @@ class Prefix(Method):
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build keys and values, or the MLP that produces them."""
-        start = self._start(sites, init)
+        start, shift = self._start(sites, init), self.length if self.positions == "follow" else 0
         if not self.mlp:
-            return AdapterModule({site.name: PrefixDelta(*start[site.name]) for site in sites})
+            return AdapterModule({s.name: PrefixDelta(*start[s.name], shift, self.slides) for s in sites})
         flat = torch.cat([t.reshape(self.length, -1) for site in sites for t in start[site.name]], 1)
         mlp = PrefixMLP(flat, self.mlp, init.generator)
         deltas, first = {}, 0
         for site in sites:
-            deltas[site.name] = FoldedDelta(mlp, first, site.heads, site.head_dim)
+            deltas[site.name] = FoldedDelta(mlp, site, first, shift, self.slides)
             first += 2 * site.heads * site.head_dim
         return PrefixModule(deltas, shared=mlp)
 

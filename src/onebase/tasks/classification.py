@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from onebase.encode import Encoded
 from onebase.errors import DataError
-from onebase.heads import LinearHead
+from onebase.heads import LinearHead, make_head
 from onebase.statistics import accuracy_interval, bootstrap_interval, classification_metrics, label_rows, macro_f1
 from onebase.tasks.frozen import fit_classes
 from onebase.tasks.pooled import PooledTask
@@ -65,8 +65,8 @@ class Classification(PooledTask):
         return torch.tensor([number[label] for label in rows.label or ()], dtype=torch.long)
 
     def new_head(self, spec: Mapping[str, Any], width: int) -> LinearHead:
-        """A linear map to one logit per label."""
-        return LinearHead(width, len(spec["labels"]))
+        """A linear map to one logit per label, behind the hidden layer of an imported head where it has one."""
+        return make_head(width, len(spec["labels"]), spec.get("head"))
 
     def tensor_loss(self, out: Tensor, labels: Tensor, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Cross-entropy against class numbers (b,)."""

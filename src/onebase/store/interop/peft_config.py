@@ -1,0 +1,69 @@
+"""What the settings of a PEFT file mean here: which change the function, and which only say how it was made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Settings that say where the file comes from or how it was trained; the function of the stored tensors is the same.
+HISTORY = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type",
+    "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config", "ensure_weight_tying",
+    "lora_dropout", "vera_dropout", "init_ia3_weights", "init_weights", "d_initial", "fan_in_fan_out",
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout",
+    "prefix_projection",
+}  # fmt: skip
+# Settings that are read: what they state is carried, or refused with a reason, or compared with the tensors.
+TARGETS = {"target_modules", "exclude_modules", "layers_to_transform", "modules_to_save"}
+VIRTUAL = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
+           "modules_to_save"}  # fmt: skip
+READ: dict[str, set[str]] = {
+    "LORA": TARGETS | {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights",
+                       "bias"},
+    "IA3": TARGETS | {"feedforward_modules"},
+    "VERA": TARGETS | {"r", "projection_prng_key", "save_projection", "bias"},
+    "LN_TUNING": TARGETS,
+    "PROMPT_TUNING": VIRTUAL,
+    "P_TUNING": VIRTUAL,
+    "PREFIX_TUNING": VIRTUAL,
+}  # fmt: skip
+# Starts that keep the base as it is; the others (PiSSA, OLoRA, CorDA, LoftQ ...) change the base's own weights.
+HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every setting of a PEFT config that cannot be carried over."""
+    kind = config.get("peft_type")
+    if kind not in READ:
+        yield f"peft_type {kind!r}: onebase reads {', '.join(READ)}"
+        return
+    for key, value in config.items():
+        if key in READ[kind] or key in HISTORY:
+            continue
+        if value is not None and value is not False and value not in ({}, [], ""):
+            yield f"{key} = {value!r}: onebase has nothing that does this; only files that leave it off can be read"
+    if config.get("bias", "none") != "none":
+        yield f"bias = {config['bias']!r}: trained biases of the base; only 'none' can be read"
+    start = config.get("init_lora_weights", True)
+    if not any(start is known or start == known for known in HARMLESS_STARTS):
+        yield (
+            f"init_lora_weights = {start!r}: this start changes the base's own weights, so the file fits a base that is "
+            "not the checkpoint; convert it when saving (path_initial_model_for_weight_conversion)"
+        )
+
+
+def pattern_value(values: Mapping[str, Any], path: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches the end of a module's path, as PEFT looks them up."""
+    for key, value in values.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return default
+
+
+def targeted(wanted: Any, path: str) -> bool:
+    """Whether `target_modules` (a list of endings, or one regular expression) names a module."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in wanted or ())
