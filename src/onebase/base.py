@@ -29,6 +29,7 @@ from onebase.words import seen
 if TYPE_CHECKING:
     from onebase.as_model import AdapterModel
     from onebase.bound import Bound
+    from onebase.exchange import Exported
     from onebase.store import Stored
 
 AdapterNames = str | None | Sequence[str | None]
@@ -203,6 +204,27 @@ class Base:
 
         self._open()
         return import_adapter(self, source, name, labels)
+
+    def export(self, name: str, folder: str | Path, *, to: str = "peft", head: bool = True) -> Exported:
+        """Write an adapter in the form of another library, read it back, and compare its answers.
+
+        Args:
+            name: the attached adapter.
+            folder: new or empty.
+            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model).
+            head: write the task head too, where the format has heads.
+
+        Returns:
+            What was written, and how far its answers to the probes are from the adapter's.
+
+        Raises:
+            UnsupportedError: the format has nothing that computes the same, and why.
+            StoreError: the folder is not empty.
+        """
+        from onebase.exchange import export_adapter
+
+        self._open()
+        return export_adapter(self, name, folder, to, head)
 
     def remove(self, name: str) -> None:
         """Detach an adapter; taps that nobody needs any more go with it.

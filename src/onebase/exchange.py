@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from onebase.adapter import Adapter, problems
 from onebase.build import build_adapter, default_task
-from onebase.errors import ConfigError, CorruptError, MismatchError, UnsupportedError
+from onebase.encode import collate, encode_texts, pad_id
+from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError, UnsupportedError, unknown
 from onebase.store.interop.foreign import CONFIG, Foreign, read_settings
+
+from onebase.storing import PROBES, TOLERANCE
 
 if TYPE_CHECKING:
     from onebase.base import Base
 
+FORMATS = ("peft", "vllm", "adapterhub", "merged")
+# Formats of full models, which only their own projects can write rightly.
+CONVERTERS = {
+    "gguf": "first onebase merge NAME --out MODEL, then python convert_hf_to_gguf.py MODEL (of a checkout of llama.cpp; "
+    "it needs pip install gguf)",
+    "onnx": "first onebase merge NAME --out MODEL, then optimum-cli export onnx --model MODEL OUT (pip install "
+    "'optimum[onnx]')",
+}
 FILES = ("*.json", "*.safetensors", "*.bin")  # of a hub repository; pickles are fetched to be refused by name
 
 
@@ -85,7 +102,113 @@ def attach_foreign(base: Base, foreign: Foreign, name: str) -> Adapter:
     wrong = problems(adapter.tensors(), foreign.tensors)
     if wrong:
         error = CorruptError if any("NaN" in line for line in wrong) else MismatchError
-        raise error(f"the {foreign.format} file does not fit {foreign.method.name} on {base.id}:\n  - " + "\n  - ".join(wrong))
+        raise error(
+            f"the {foreign.format} file does not fit {foreign.method.name} on {base.id}:\n  - " + "\n  - ".join(wrong)
+        )
     adapter.put(foreign.tensors)
     adapter.train(False)
     return base._attach(adapter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        format: one of `FORMATS`.
+        gap: largest difference of an answer to the probes between the adapter and what was written.
+        size: largest answer.
+        probes: probe texts that were compared.
+        notes: conversions and what the format does not hold.
+    """
+
+    folder: Path
+    format: str
+    gap: float
+    size: float
+    probes: int
+    notes: tuple[str, ...] = ()
+
+
+def export_adapter(base: Base, name: str, folder: str | Path, to: str, head: bool) -> Exported:
+    """Write an attached adapter in the form of another library; see `Base.export`."""
+    adapter, folder = base.adapters[name], Path(folder)
+    check_format(to)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder} is not empty: choose a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as work:
+        inner = Path(work) / "out"
+        inner.mkdir()
+        notes = _write(base, adapter, inner, to, head)
+        before = answers(base, name, head)
+        after = _answers_of(base, adapter, inner, head)
+        gap, size = compare(before, after)
+        allowed = TOLERANCE[torch.float32] * max(1.0, size)
+        if not gap <= allowed:
+            raise StoreError(
+                f"what was written as {to} answers differently: by {gap:.3g}, allowed {allowed:.3g}. Nothing was kept in "
+                f"{folder}. This is a fault of onebase, not of the adapter."
+            )
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(str(inner), folder)
+    return Exported(folder=folder, format=to, gap=gap, size=size, probes=len(PROBES), notes=tuple(notes))
+
+
+def check_format(to: str) -> None:
+    """Raise UnknownNameError or UnsupportedError unless adapters can be written as `to`."""
+    if to in CONVERTERS:
+        raise UnsupportedError(f"{to} files are made of a full model by its own converter: {CONVERTERS[to]}")
+    if to not in FORMATS:
+        raise unknown("format to export to", to, (*FORMATS, *CONVERTERS))
+
+
+def _write(base: Base, adapter: Adapter, folder: Path, to: str, head: bool) -> list[str]:
+    from onebase.store.interop.peft_write import write_peft
+
+    return write_peft(base, adapter, folder, head)
+
+
+def _answers_of(base: Base, adapter: Adapter, folder: Path, head: bool) -> list[Tensor]:
+    """Attach what was written beside the adapter, ask it, and take it away again."""
+    name = f"{adapter.name} (as written)"
+    labels = adapter.labels if head and adapter.head is not None else ()
+    attach_foreign(base, read_foreign(base, folder, labels), name)
+    try:
+        return answers(base, name, head)
+    finally:
+        base.remove(name)
+
+
+def answers(base: Base, name: str | None, head: bool = True) -> list[Tensor]:
+    """Return what the model, and the adapter's head, make of the probes; a base without tokenizer gets made-up ids."""
+    if base.tokenizer is None:
+        ids = torch.arange(4, 4 + 24, device=base.device).reshape(2, 12) % base.anatomy.stacks[0].embed.weight.shape[0]
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        rows = encode_texts(base.tokenizer, {**default_task(base), "template": ""}, PROBES, None)
+        batch = collate(rows, pad_id(base.tokenizer), device=base.device)
+    inputs: dict[str, Any] = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    if base.is_encoder_decoder:
+        inputs["decoder_input_ids"] = batch["input_ids"][:, :3]
+    if base.anatomy.stacks[-1].causal:
+        inputs["use_cache"] = False
+    with torch.no_grad(), base.use(name):
+        output = base.model(**inputs)
+    real = batch["attention_mask"].bool()
+    values = output.logits if "logits" in output else output.last_hidden_state
+    found = [values.float() if base.is_encoder_decoder else values[real].float()]
+    if name is not None and head and base.adapters[name].head is not None:
+        with torch.no_grad():
+            found += [value.float() for value in base.outputs(batch, [name] * len(real))]
+    return found
+
+
+def compare(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the largest difference and the largest value of answers."""
+    if [t.shape for t in one] != [t.shape for t in other]:
+        return float("inf"), 0.0
+    gaps = [float((a.cpu() - b.cpu()).abs().max()) for a, b in zip(one, other)]
+    return max(gaps), max(float(t.abs().max()) for t in one)

@@ -50,7 +50,7 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
             size(row["bytes"]),
             row["base"].rsplit("/", 1)[-1],
             row["created"][:10],
-            row["digest"].removeprefix("sha256:")[:DIGITS],
+            row["digest"].removeprefix("sha256:")[:DIGITS] if row["verified"] else "unverified",
         ]
         for row in rows
     ]
@@ -86,7 +86,14 @@ def summary(stored: Stored) -> dict[str, Any]:
         "created": config.created,
         "digest": stored.digest,
         "path": stored.path,
+        "verified": not unverified(config),
     }
+
+
+def unverified(config: AdapterConfig) -> str:
+    """Return the format that an adapter was imported from, which had no digest, or ''."""
+    imported = config.provenance.get("imported")
+    return str(imported.get("format")) if isinstance(imported, dict) and imported.get("unverified") else ""
 
 
 def main_metric(config: AdapterConfig) -> tuple[str | None, float | None, float | None]:
@@ -132,6 +139,9 @@ def show(
     else:
         for line in aligned(_facts(stored)):
             out.line(line)
+        origin = unverified(stored.config)
+        if origin:
+            out.line(f"origin      unverified: imported from a {origin} file, which had no digest and no probes")
         out.line("files       " + ("damaged" if problem else "verified: every file and tensor is as it was stored"))
     if problem:
         out.note(f"error: {problem}")

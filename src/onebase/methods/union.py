@@ -55,6 +55,8 @@ class JoinedKV(KVDelta):
 
     def __init__(self, deltas: Sequence[KVDelta]):
         super().__init__()
+        if any(delta.shift for delta in deltas):
+            raise ConfigError("prefixes that take positions (positions='follow') cannot share an attention module")
         self.chain = tuple(deltas)
 
     def kv(self) -> tuple[Tensor, Tensor]:

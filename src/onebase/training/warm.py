@@ -87,7 +87,14 @@ class Parent:
             adapter.head.load_state_dict(stored)
         elif isinstance(adapter.head, LinearHead):
             adapter.head.take(stored, [(new.index(label), old.index(label)) for label in shared])
-            for name in stored.keys() - {"weight", "bias", "center", "scale", "inner_weight", "inner_bias"}:  # further values per label
+            for name in stored.keys() - {
+                "weight",
+                "bias",
+                "center",
+                "scale",
+                "inner_weight",
+                "inner_bias",
+            }:  # further values per label
                 for label in shared:
                     own[name][new.index(label)] = stored[name][old.index(label)]
         else:

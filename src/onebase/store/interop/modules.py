@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FLAT = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 
 
+COMMON_NAMES = ("dense", "out_proj", "classifier", "score", "LayerNorm")  # a head may have such a module too
+
+
 class Modules:
     """The modules of a base by the paths that other libraries know them by.
 
@@ -147,3 +150,23 @@ def gather(sites: Sequence[Site], values: Sequence[Tensor], total: int) -> Tenso
         else:
             out.copy_(value)
     return out
+
+
+def endings(modules: Modules, paths: Iterable[str], among: Iterable[str] = ()) -> list[str]:
+    """Name modules as lists of endings do: by last name where this means no other module, by path elsewhere.
+
+    Args:
+        modules: of the base.
+        paths: modules to name.
+        among: further modules whose names mix with those of `paths`; a last name stands for one kind only.
+    """
+    chosen, other = set(paths), set(among)
+    everything = [name for name, module in modules.model.named_modules() if not list(module.children())]
+    out: set[str] = set()
+    for path in chosen:
+        last = path.rsplit(".", 1)[-1]
+        same = {name for name in everything if name.rsplit(".", 1)[-1] == last}
+        # a head that is added later may have a module of a common name
+        plain = same <= chosen and not same & other and last not in COMMON_NAMES
+        out.add(last if plain else modules.spoken(path, False))
+    return sorted(out)

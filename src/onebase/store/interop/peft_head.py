@@ -104,7 +104,9 @@ def _classification(
     task: dict[str, Any] = {"kind": "classification", "labels": list(names), "pooling": form.pooling,
                             "metric": "accuracy"}  # fmt: skip
     if form.pooler or form.inner:
-        inner = _pooler(base) if form.pooler else tuple(given.pop(f"{form.inner}.{n}", None) for n in ("weight", "bias"))
+        inner = (
+            _pooler(base) if form.pooler else tuple(given.pop(f"{form.inner}.{n}", None) for n in ("weight", "bias"))
+        )
         if any(t is None for t in inner):
             file.wrong.append(f"missing tensors base_model.model.{form.inner}.weight and .bias")
             return {}, {}

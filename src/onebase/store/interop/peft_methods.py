@@ -70,9 +70,7 @@ def lora(file: PeftFile) -> Read:
     anatomy = file.modules.anatomy
     (rank, other_ranks), (alpha, other_alphas) = by_pattern(anatomy, ranks), by_pattern(anatomy, alphas)
     settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "ranks": other_ranks, "alphas": other_alphas}
-    method = (DoRA if dora else LoRA)(
-        sites=patterns(anatomy, ranks), rslora=bool(config.get("use_rslora")), **settings
-    )
+    method = (DoRA if dora else LoRA)(sites=patterns(anatomy, ranks), rslora=bool(config.get("use_rslora")), **settings)
     return method, tensors
 
 
@@ -109,9 +107,7 @@ def ia3(file: PeftFile) -> Read:
     return IA3(sites=chosen or (HIDDEN,)), tensors
 
 
-def _scale_values(
-    file: PeftFile, path: str, sites: list[Site], scale: Tensor, outputs: dict[str, Tensor]
-) -> None:
+def _scale_values(file: PeftFile, path: str, sites: list[Site], scale: Tensor, outputs: dict[str, Tensor]) -> None:
     """Move a scale of the input of `o` to the values."""
     site = sites[0]
     value = file.modules.anatomy.sites.get(f"{site.stack}/{site.layer}/{site.sublayer}/v")
