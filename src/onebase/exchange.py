@@ -66,6 +66,10 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreig
         from onebase.store.interop.peft_read import read_peft
 
         return read_peft(folder, base, labels)
+    if "config" in config and "model_type" in config:
+        from onebase.store.interop.adapterhub_read import read_adapterhub
+
+        return read_adapterhub(folder, base, labels)
     raise UnsupportedError(
         f"{folder / CONFIG} is neither PEFT's (it has no 'peft_type') nor of the AdapterHub (no 'config' and 'model_type')"
     )
@@ -168,6 +172,10 @@ def check_format(to: str) -> None:
 def _write(base: Base, adapter: Adapter, folder: Path, to: str, head: bool) -> list[str]:
     from onebase.store.interop.peft_write import write_peft
 
+    if to == "adapterhub":
+        from onebase.store.interop.adapterhub_write import write_adapterhub
+
+        return write_adapterhub(base, adapter, folder, head)
     return write_peft(base, adapter, folder, head)
 
 

@@ -9,7 +9,8 @@ Formula: serial h' = h + s * U f(D h);  parallel h' = h + s * U f(D x).
 Parameters: per exit 2 d m + m + d; per trained norm d or 2 d.
 Start: D normal (std `init_std`), U zero, so the start is exactly the base. The paper draws both near zero, which is
     the base only up to an epsilon; parallel follows LoRA's start (kaiming D, zero U) as He et al. do.
-Differs: Pfeiffer's AdapterHub form reads LN(h + x) instead of h; that variant belongs to the file exchange.
+Differs: nothing in the maths. The AdapterHub library's form of Pfeiffer's adapter reads LN(h + x) instead of h, where
+    LN is the base's own norm behind the branch, or h + x where norms come first: reads='normed' and reads='sum'.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
-from onebase.core.site import Site
+from onebase.core.site import Site, standardize
 from onebase.errors import UnsupportedError, unknown
 from onebase.methods.method import Init, Method, check
 from onebase.methods.normdelta import NormDelta
@@ -42,22 +43,36 @@ PRESETS: dict[str, tuple[tuple[str, ...], bool, float, float, bool]] = {
 
 
 class BottleneckDelta(Delta):
-    """``h + s * U f(D input)`` with input h (serial) or x (parallel)."""
+    """``h + s * U f(D input)`` with input h, h + x or LN(h + x) (serial), or x (parallel)."""
 
-    def __init__(self, down: Tensor, d: int, activation: str, scale: float, parallel: bool, dropout: float):
+    def __init__(
+        self, down: Tensor, d: int, activation: str, scale: float, reads: str, dropout: float, norm: Site | None = None
+    ):
         super().__init__()
         self.down = nn.Parameter(down)  # (m, d)
         self.down_bias = nn.Parameter(torch.zeros(len(down)))
         self.up = nn.Parameter(torch.zeros(d, len(down)))  # (d, m)
         self.up_bias = nn.Parameter(torch.zeros(d))
-        self.activation, self.scale, self.parallel, self.dropout = activation, scale, parallel, dropout
+        self.activation, self.scale, self.reads, self.dropout, self.norm = activation, scale, reads, dropout, norm
 
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Add the bottleneck's output."""
-        inner = at.dropout(x if self.parallel else h, self.dropout, self.training)
+        inner = at.dropout(self._input(x, h), self.dropout, self.training)
         inner = F.linear(inner, self.down.to(h.dtype), self.down_bias.to(h.dtype))
         inner = ACTIVATIONS[self.activation](inner)
         return h + self.scale * F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype))
+
+    def _input(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.reads == "residual":
+            return x
+        if self.reads == "branch":
+            return h
+        inner = h + x
+        if self.norm is None:
+            return inner
+        assert self.norm.norm is not None
+        inner, bias = standardize(inner, self.norm.norm) * self.norm.weight().to(h.dtype), self.norm.bias()
+        return inner if bias is None else inner + bias.to(h.dtype)
 
 
 @register
@@ -75,6 +90,8 @@ class Bottleneck(Method):
         norms: train the norms too. None: the preset's choice.
         dropout: rate on the bottleneck's input while training.
         init_std: standard deviation of D in serial adapters (1e-2: safe below that in Houlsby, figure 6).
+        reads: what a serial adapter reads: 'branch' (h), 'sum' (h + x), or 'normed' (LN(h + x) with the base's own norm
+            behind the branch), as AdapterHub's files of Pfeiffer's adapters do.
     """
 
     name: ClassVar[str] = "bottleneck"
@@ -89,6 +106,7 @@ class Bottleneck(Method):
     norms: bool | None = None
     dropout: float = 0.0
     init_std: float = 1e-2
+    reads: Literal["branch", "sum", "normed"] = "branch"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -111,6 +129,9 @@ class Bottleneck(Method):
             "at least 1",
         )
         check(0 <= self.dropout < 1, "bottleneck.dropout", self.dropout, "0 <= rate < 1")
+        check(self.reads in ("branch", "sum", "normed"), "bottleneck.reads", self.reads, "branch, sum or normed")
+        serial = self.reads == "branch" or self.preset != "parallel"
+        check(serial, "bottleneck.reads", self.reads, "'branch' for a parallel adapter, which reads x")
         check(self.init_std > 0, "bottleneck.init_std", self.init_std, "a positive number")
         check(self.scale is None or math.isfinite(self.scale), "bottleneck.scale", self.scale, "a finite number")
 
@@ -124,7 +145,10 @@ class Bottleneck(Method):
             site
             for site in sites
             if (site.stack, site.layer) in layers
-            and ((site.kind == "exit" and site.sublayer in sublayers) or (norms and site.kind == "norm"))
+            and (
+                (site.kind == "exit" and site.sublayer in sublayers)
+                or (site.kind == "norm" and (norms or (self.reads == "normed" and site.part == "norm")))
+            )
         ]
         if not keep:
             raise UnsupportedError("bottleneck: no layer is left to adapt; check leave_out and size")
@@ -151,6 +175,21 @@ class Bottleneck(Method):
             chosen |= {(stack, i) for i in range(layers) if i not in out and (wanted is None or i in wanted)}
         return chosen
 
+    def _norm_behind(self, site: Site, norms: Mapping[str, Site]) -> Site | None:
+        """Return the base's norm of a branch and the residual, which reads='normed' applies.
+
+        Raises:
+            UnsupportedError: the norm comes before the branch.
+        """
+        if self.reads != "normed":
+            return None
+        norm = norms.get(f"{site.name}/norm")
+        if norm is None or (site.residual is not None and site.residual.path == norm.path):
+            raise UnsupportedError(
+                f"bottleneck: reads='normed' needs a norm behind {site.name}; this base has it before: use reads='sum'"
+            )
+        return norm
+
     def _units(self, site: Site) -> int:
         if isinstance(self.size, Mapping):
             return self.size[site.layer]
@@ -160,12 +199,16 @@ class Bottleneck(Method):
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build D and U at every exit, and the changes of norms."""
-        _, parallel, _, scale, _ = PRESETS[self.preset]
+        _, parallel, _, scale, trained = PRESETS[self.preset]
         scale = scale if self.scale is None else self.scale
+        trained, reads = trained if self.norms is None else self.norms, "residual" if parallel else self.reads
+        norms = {site.name: site for site in sites if site.kind == "norm"}
         deltas: dict[str, Delta] = {}
         for site in sites:
             if site.kind == "norm":
                 assert site.norm is not None
+                if not trained:
+                    continue  # only read
                 deltas[site.name] = NormDelta(site.d_out, site.norm)
                 continue
             shape = (self._units(site), site.d_out)
@@ -173,5 +216,7 @@ class Bottleneck(Method):
                 down = (torch.rand(shape, generator=init.generator) * 2 - 1) / math.sqrt(site.d_out)
             else:
                 down = torch.randn(shape, generator=init.generator).clamp(-2, 2) * self.init_std
-            deltas[site.name] = BottleneckDelta(down, site.d_out, self.activation, scale, parallel, self.dropout)
+            deltas[site.name] = BottleneckDelta(
+                down, site.d_out, self.activation, scale, reads, self.dropout, self._norm_behind(site, norms)
+            )
         return AdapterModule(deltas)
