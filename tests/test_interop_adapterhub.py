@@ -61,7 +61,9 @@ def places(config: dict[str, Any], kind: str, root: str) -> list[str]:
     return [f"{root}.{i}.{name}.N.adapter_" for i in range(2) for name in chosen]
 
 
-def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], kind: str = "bert", head: Any = None) -> Path:
+def write(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], kind: str = "bert", head: Any = None
+) -> Path:
     folder.mkdir()
     about = {"hidden_size": 32, "model_class": "X", "model_name": "x", "model_type": kind, "name": "N", "version": "1"}
     (folder / "adapter_config.json").write_text(json.dumps({"config": config, **about}))
@@ -76,7 +78,8 @@ def made(config: dict[str, Any], kind: str, root: str) -> dict[str, Tensor]:
     tensors = {}
     for n, place in enumerate(places(config, kind, root)):
         tensors |= {place + "down.0.weight": noise(8, 32, seed=4 * n), place + "down.0.bias": noise(8, seed=4 * n + 1),
-                    place + "up.weight": noise(32, 8, seed=4 * n + 2), place + "up.bias": noise(32, seed=4 * n + 3)}  # fmt: skip
+                    place + "up.weight": noise(32, 8, seed=4 * n + 2),
+                    place + "up.bias": noise(32, seed=4 * n + 3)}  # fmt: skip
     return tensors
 
 
@@ -184,8 +187,16 @@ def test_bottlenecks_where_norms_come_first(name, tmp_path):
 def test_lora_ia3_and_prefix(tmp_path):
     model = bert()
     lora = {"architecture": "lora", "r": 4, "alpha": 8, "attn_matrices": ["q", "v"], "selfattn_lora": True,
-            "intermediate_lora": False, "output_lora": False, "composition_mode": "add", "init_weights": "lora"}  # fmt: skip
-    ia3 = {**lora, "r": 1, "alpha": 1, "composition_mode": "scale", "attn_matrices": ["k", "v"], "intermediate_lora": True}
+            "intermediate_lora": False, "output_lora": False, "composition_mode": "add",
+            "init_weights": "lora"}  # fmt: skip
+    ia3 = {
+        **lora,
+        "r": 1,
+        "alpha": 1,
+        "composition_mode": "scale",
+        "attn_matrices": ["k", "v"],
+        "intermediate_lora": True,
+    }
     loras, scales = {}, {}
     for i in range(2):
         layer = f"bert.encoder.layer.{i}"
@@ -208,8 +219,9 @@ def test_lora_ia3_and_prefix(tmp_path):
         expected = [m(input_ids=ids()).last_hidden_state for m in (merged, scaled)]
     flat = noise(3 * 2 * 2 * 32, seed=40)
     prefix = {"architecture": "prefix_tuning", "flat": True, "prefix_length": 3}
-    pool = {"bert.prefix_tuning.prefix_tunings.N.self_prefix.control_trans": flat,
-            "bert.encoder.layer.0.attention.self.prefix_tuning.pool.prefix_tunings.N.self_prefix.control_trans": flat.clone()}  # fmt: skip
+    end = "prefix_tunings.N.self_prefix.control_trans"
+    again = f"bert.encoder.layer.0.attention.self.prefix_tuning.pool.{end}"
+    pool = {f"bert.prefix_tuning.{end}": flat, again: flat.clone()}
     with Base(model) as base:
         base.import_adapter(write(tmp_path / "lora", lora, loras), name="lora")
         base.import_adapter(write(tmp_path / "ia3", ia3, scales), name="ia3")

@@ -302,7 +302,7 @@ FAULTS: dict[str, tuple[Any, type[Exception], str]] = {
     "module": (
         lambda c, t: t.update({KEY.replace("layer.0", "layer.9"): t[KEY].clone()}), MismatchError, "no module 'enc.*9",
     ),
-    "shape": (lambda c, t: t.update({KEY: t[KEY][:, :-1]}), MismatchError, r"shape \(4, 31\), this base needs \(4, 32\)"),
+    "shape": (lambda c, t: t.update({KEY: t[KEY][:, :-1]}), MismatchError, r"\(4, 31\), this base needs \(4, 32\)"),
     "rank": (lambda c, t: c.update(r=3), MismatchError, r"this base needs \(3, 32\)"),
     "target": (lambda c, t: c.update(target_modules=["query", "key", "value"]), MismatchError, "which has no tensors"),
     "no target": (lambda c, t: c.update(target_modules=["value"]), MismatchError, "does not name"),
@@ -391,7 +391,7 @@ def test_trained_parts_of_a_fused_map_are_written_as_one(method, tmp_path):
 
 
 def test_positions_follow_row_by_row_and_in_generation(tokenizer):
-    """A prefix that takes positions: padded rows equal themselves alone, with other adapters beside, and with a cache."""
+    """A prefix that takes positions: padded rows equal themselves alone, beside other adapters, and with a cache."""
     for family in ("gpt2", "llama", "gemma3", "bert", "roberta"):
         with Base(make(family), tokenizer) as base:
             torch.manual_seed(2)

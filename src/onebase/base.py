@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onebase.as_model import AdapterModel
     from onebase.bound import Bound
     from onebase.exchange import Exported
+    from onebase.merging import Merged
     from onebase.store import Stored
 
 AdapterNames = str | None | Sequence[str | None]
@@ -62,6 +63,7 @@ class Base:
         self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
         self._closed = False
+        self._merged: Merged | None = None
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
 
     # -- facts ---------------------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ class Base:
         return self.adapters[name].routed
 
     def _names_of(self, ids: Tensor) -> tuple[str | None, ...]:
+        self._open()
         found: list[str | None] = []
         for number in ids.tolist():
             if number != -1 and number not in self._numbers:
@@ -184,6 +187,7 @@ class Base:
         """
         from onebase.storing import save_adapter
 
+        self._open()
         return save_adapter(self, self.adapters[name], store, as_name, **facts)
 
     def import_adapter(self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = ()) -> Adapter:
@@ -226,12 +230,42 @@ class Base:
         self._open()
         return export_adapter(self, name, folder, to, head)
 
+    def merge(self, name: str) -> None:
+        """Write an adapter into the base's weights: `model` alone then answers as the adapter does, at no cost.
+
+        Until `unmerge` the base takes no routes and no other adapters. A task head is no weight of the base.
+
+        Args:
+            name: the attached adapter; its method must be a change of weights.
+
+        Raises:
+            UnsupportedError: it is none, or a bias or weight that it needs does not exist; nothing is changed then.
+        """
+        from onebase.merging import merge
+
+        self._open()
+        self._merged = merge(self, name)
+
+    def unmerge(self) -> None:
+        """Take the merged adapter out: every weight has its original bits again.
+
+        Raises:
+            OnebaseError: nothing is merged.
+        """
+        from onebase.merging import restore
+
+        if self._merged is None:
+            raise OnebaseError("no adapter is merged into this base")
+        restore(self._merged)
+        self._merged = None
+
     def remove(self, name: str) -> None:
         """Detach an adapter; taps that nobody needs any more go with it.
 
         Raises:
             UnknownNameError: there is no such adapter.
         """
+        self._open()
         adapter = self.adapters[name]
         del self._adapters[name], self._numbers[adapter.routed.number]
         self._installed.release({site for a in self._adapters.values() for site in a.routed.deltas})
@@ -239,6 +273,8 @@ class Base:
     def close(self) -> None:
         """Detach everything: tensors, keys, hooks, flags, attention setting and outputs are as they were loaded."""
         if not self._closed:
+            if self._merged is not None:
+                self.unmerge()
             self._adapters.clear()
             self._installed.close()
             self._closed = True
@@ -252,6 +288,10 @@ class Base:
     def _open(self) -> None:
         if self._closed:
             raise OnebaseError("this base is closed; load it again")
+        if self._merged is not None:
+            from onebase.merging import refuse_merged
+
+            refuse_merged(self._merged)
 
     def tokenizer_of(self, name: str | None) -> Any:
         """Return the tokenizer that texts of an adapter are cut with: the base's, or its own view with words added."""
@@ -321,6 +361,7 @@ class Base:
                 (B, C, H, W) for a base that reads images.
             adapter: as in `use`.
         """
+        self._open()
         stack = self.anatomy.stacks[0]
         known = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
         inputs = {k: batch[k] for k in known if k in batch}

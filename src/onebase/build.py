@@ -102,8 +102,8 @@ def build_adapter(
     for stack in base.anatomy.stacks:
         if stack.name in adapter.routed.shift and stack.position_start is None:
             raise UnsupportedError(
-                f"{method.name}: positions='follow' starts the text's positions behind the prefix, and this base counts "
-                "none: leave positions='stay'"
+                f"{method.name}: positions='follow' starts the text's positions behind the prefix, and this base "
+                "counts none: leave positions='stay'"
             )
     return adapter
 

@@ -17,7 +17,6 @@ from onebase.build import build_adapter, default_task
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError, UnsupportedError, unknown
 from onebase.store.interop.foreign import CONFIG, Foreign, read_settings
-
 from onebase.storing import PROBES, TOLERANCE
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 FORMATS = ("peft", "vllm", "adapterhub", "merged")
 # Formats of full models, which only their own projects can write rightly.
 CONVERTERS = {
-    "gguf": "first onebase merge NAME --out MODEL, then python convert_hf_to_gguf.py MODEL (of a checkout of llama.cpp; "
+    "gguf": "first onebase merge NAME --out MODEL, then python convert_hf_to_gguf.py MODEL (in a llama.cpp checkout; "
     "it needs pip install gguf)",
     "onnx": "first onebase merge NAME --out MODEL, then optimum-cli export onnx --model MODEL OUT (pip install "
     "'optimum[onnx]')",
@@ -71,7 +70,8 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreig
 
         return read_adapterhub(folder, base, labels)
     raise UnsupportedError(
-        f"{folder / CONFIG} is neither PEFT's (it has no 'peft_type') nor of the AdapterHub (no 'config' and 'model_type')"
+        f"{folder / CONFIG} is neither PEFT's (it has no 'peft_type') nor of the AdapterHub (no 'config' and "
+        "'model_type')"
     )
 
 
@@ -85,7 +85,8 @@ def import_adapter(base: Base, source: str | Path, name: str | None, labels: Seq
     adapter = attach_foreign(base, foreign, name)
     adapter.config = {
         "provenance": {
-            "imported": {"format": foreign.format, "source": str(source), "made for": foreign.made_for, "unverified": True,
+            "imported": {"format": foreign.format, "source": str(source), "made for": foreign.made_for,
+                         "unverified": True,
                          **{key: value for key, value in foreign.facts.items() if value is not None}},
             **({"notes": list(foreign.notes)} if foreign.notes else {}),
         }
@@ -138,6 +139,7 @@ class Exported:
 def export_adapter(base: Base, name: str, folder: str | Path, to: str, head: bool) -> Exported:
     """Write an attached adapter in the form of another library; see `Base.export`."""
     adapter, folder = base.adapters[name], Path(folder)
+    head = head and adapter.head is not None and to != "merged"
     check_format(to)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} is not empty: choose a new folder")
@@ -145,15 +147,16 @@ def export_adapter(base: Base, name: str, folder: str | Path, to: str, head: boo
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as work:
         inner = Path(work) / "out"
         inner.mkdir()
-        notes = _write(base, adapter, inner, to, head)
         before = answers(base, name, head)
-        after = _answers_of(base, adapter, inner, head)
+        notes = _write(base, adapter, inner, to, head)
+        after = _answers_of_model(base, inner) if to == "merged" else _answers_of(base, adapter, inner, head)
         gap, size = compare(before, after)
-        allowed = TOLERANCE[torch.float32] * max(1.0, size)
+        dtype = next(base.model.parameters()).dtype
+        allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * max(1.0, size)
         if not gap <= allowed:
             raise StoreError(
-                f"what was written as {to} answers differently: by {gap:.3g}, allowed {allowed:.3g}. Nothing was kept in "
-                f"{folder}. This is a fault of onebase, not of the adapter."
+                f"what was written as {to} answers differently: by {gap:.3g}, allowed {allowed:.3g}. Nothing was kept "
+                f"in {folder}. This is a fault of onebase, not of the adapter."
             )
         if folder.exists():
             folder.rmdir()
@@ -172,6 +175,12 @@ def check_format(to: str) -> None:
 def _write(base: Base, adapter: Adapter, folder: Path, to: str, head: bool) -> list[str]:
     from onebase.store.interop.peft_write import write_peft
 
+    if to == "merged":
+        return _write_merged(base, adapter, folder)
+    if to == "vllm":
+        from onebase.store.interop.vllm import write_vllm
+
+        return write_vllm(base, adapter, folder, head)
     if to == "adapterhub":
         from onebase.store.interop.adapterhub_write import write_adapterhub
 
@@ -179,10 +188,34 @@ def _write(base: Base, adapter: Adapter, folder: Path, to: str, head: bool) -> l
     return write_peft(base, adapter, folder, head)
 
 
+def _write_merged(base: Base, adapter: Adapter, folder: Path) -> list[str]:
+    """Write the full model with the adapter in its weights, and the tokenizer."""
+    base.merge(adapter.name)
+    try:
+        base.model.save_pretrained(folder)
+    finally:
+        base.unmerge()
+    if base.tokenizer is not None:
+        base.tokenizer.save_pretrained(folder)
+    notes = [f"transformers loads it as {type(base.model).__name__}"]
+    if adapter.head is not None:
+        notes.append(f"the {adapter.task['kind']} head is no weight of the base, so the model does not hold it")
+    return notes
+
+
+def _answers_of_model(base: Base, folder: Path) -> list[Tensor]:
+    """Load a written model as any program would, and ask it."""
+    from onebase.base import Base as Plain
+
+    model = type(base.model).from_pretrained(folder, dtype=next(base.model.parameters()).dtype)
+    with Plain(model.to(base.device), base.tokenizer) as other:
+        return answers(other, None)
+
+
 def _answers_of(base: Base, adapter: Adapter, folder: Path, head: bool) -> list[Tensor]:
     """Attach what was written beside the adapter, ask it, and take it away again."""
     name = f"{adapter.name} (as written)"
-    labels = adapter.labels if head and adapter.head is not None else ()
+    labels = adapter.labels if head else ()
     attach_foreign(base, read_foreign(base, folder, labels), name)
     try:
         return answers(base, name, head)

@@ -58,9 +58,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_parallel": (True, False),
 }
 HISTORY = {"architecture", "init_weights", "init_weights_seed", "leave_out", "reduction_factor", "output_adapter",
-           "mh_adapter", "non_linearity", "original_ln_before", "scaling", "dropout", "inv_adapter", "invertible_adapter",
+           "mh_adapter", "non_linearity", "original_ln_before", "scaling", "dropout", "inv_adapter",
+           "invertible_adapter",
            "inv_adapter_reduction_factor", "hypercomplex_nonlinearity", "learn_phm", "phm_bias", "phm_c_init",
-           "phm_dim", "phm_init_range", "phm_rank", "shared_W_phm", "shared_phm_rule", "factorized_phm_rule"}  # fmt: skip
+           "phm_dim", "phm_init_range", "phm_rank", "shared_W_phm", "shared_phm_rule",
+           "factorized_phm_rule"}  # fmt: skip
 LORA = {"architecture", "alpha", "attn_matrices", "composition_mode", "dropout", "init_weights", "init_weights_seed",
         "intermediate_lora", "leave_out", "output_lora", "r", "selfattn_lora", "use_gating", "dtype"}  # fmt: skip
 PREFIX = {"architecture", "flat", "prefix_length", "bottleneck_size", "non_linearity", "dropout", "cross_prefix",
@@ -91,7 +93,9 @@ def read_adapterhub(folder: Path, base: Base, labels: Sequence[str] = ()) -> For
     """
     raw = read_settings(folder / CONFIG)
     config = dict(raw.get("config") or {})
-    kind = "prefix" if config.get("architecture") == "prefix_tuning" else str(config.get("architecture") or "bottleneck")
+    kind = (
+        "prefix" if config.get("architecture") == "prefix_tuning" else str(config.get("architecture") or "bottleneck")
+    )
     refuse(f"{folder} cannot be carried over", _settings(raw, config, kind, base), UnsupportedError)
     file = HubFile(config, read_tensors(folder, TENSORS, PICKLE), Modules(base))
     method, tensors = READERS[kind](file)
@@ -149,7 +153,9 @@ def _bottleneck(file: HubFile) -> Read:
     parallel = bool(config.get("is_parallel"))
     both = set(sizes) == {"attention", "mlp"}
     if not both and set(sizes) != {"mlp"}:
-        wrong.append(f"adapters behind {', '.join(sizes) or 'nothing'}: onebase has them behind mlp, or attention and mlp")
+        wrong.append(
+            f"adapters behind {', '.join(sizes) or 'nothing'}: onebase has them behind mlp, or attention and mlp"
+        )
     if parallel and both:
         wrong.append("parallel adapters beside attention and mlp: onebase has them beside mlp")
     activation = ACTIVATIONS.get(str(config.get("non_linearity", "relu")).lower())
@@ -227,7 +233,9 @@ def _prefix(file: HubFile) -> Read:
     flat = [(k, t) for k, t in file.tensors.items() if k.endswith(".self_prefix.control_trans")]
     rest = [key for key in file.tensors if not key.endswith(".self_prefix.control_trans")]
     if rest or not flat:
-        file.wrong += [f"{key}: only flat prefixes can be read" for key in rest] or ["no tensor self_prefix.control_trans"]
+        file.wrong += [f"{key}: only flat prefixes can be read" for key in rest] or [
+            "no tensor self_prefix.control_trans"
+        ]
         return method, {}
     first = flat[0][1].flatten()
     file.wrong += [f"{key} differs from {flat[0][0]}" for key, t in flat[1:] if not torch.equal(t.flatten(), first)]
@@ -253,14 +261,14 @@ def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> t
     raw = read_settings(folder / HEAD_CONFIG)
     config = dict(raw.get("config") or {})
     if config.get("head_type") != "classification" or base.anatomy.model_type not in ENCODERS:
-        file.wrong.append(f"head_type {config.get('head_type')!r} on {base.anatomy.model_type}: only classification heads "
-                          "of encoders can be read")  # fmt: skip
+        file.wrong.append(f"head_type {config.get('head_type')!r} on {base.anatomy.model_type}: only classification "
+                          "heads of encoders can be read")  # fmt: skip
         return {}, {}
     layers, name = int(config.get("layers", 2)), str(raw.get("name"))
     activation = str(config.get("activation_function", "tanh"))
     if layers not in (1, 2) or config.get("use_pooler") or (layers == 2 and activation not in ("tanh", "relu", "gelu")):
         file.wrong.append(f"a head with layers = {layers}, activation_function = {activation!r}, use_pooler = "
-                          f"{config.get('use_pooler')!r}: onebase has 1 or 2 layers with tanh, relu or gelu")  # fmt: skip
+                          f"{config.get('use_pooler')!r}: onebase reads 1 or 2, tanh, relu, gelu")  # fmt: skip
         return {}, {}
     given = read_tensors(folder, HEAD, HEAD_PICKLE)
     places = {"inner_": 1, "": 4} if layers == 2 else {"": 1}

@@ -98,7 +98,12 @@ def _bottleneck(base: Base, name: str, deltas: dict[str, Any]) -> tuple[dict[str
             own = "attention_adapters" if site.sublayer == "attention" else "output_adapters"
             place = f"{LAYERS[kind]}.{site.layer}.{own}"
         root = _spoken(base, place) + f".adapters.{name}.adapter_"
-        for what, key in {"down": "down.0.weight", "down_bias": "down.0.bias", "up": "up.weight", "up_bias": "up.bias"}.items():
+        for what, key in {
+            "down": "down.0.weight",
+            "down_bias": "down.0.bias",
+            "up": "up.weight",
+            "up_bias": "up.bias",
+        }.items():
             tensors[root + key] = getattr(delta, what)
     first = next(iter(deltas.values()))
     back = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "silu"}
@@ -121,7 +126,9 @@ def _plain_sites(base: Base, deltas: dict[str, Any], parts: tuple[str, ...]) -> 
     for name in deltas:
         site = base.anatomy.sites[name]
         if site.is_part or site.kind != "linear" or site.part not in parts or site.sublayer == "cross":
-            raise UnsupportedError(f"{name}: the AdapterHub library has this at unfused {', '.join(parts)} of a layer only")
+            raise UnsupportedError(
+                f"{name}: the AdapterHub library has this at unfused {', '.join(parts)} of a layer only"
+            )
 
 
 def _where(base: Base, deltas: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +150,9 @@ def _lora(base: Base, name: str, deltas: dict[str, Any]) -> tuple[dict[str, Any]
     ranks = {len(delta.A) for delta in deltas.values()}
     scales = {delta.scale for delta in deltas.values()}
     if len(ranks) > 1 or len(scales) > 1:
-        raise UnsupportedError(f"ranks {sorted(ranks)} and scales {sorted(scales)}: the AdapterHub library has one of each")
+        raise UnsupportedError(
+            f"ranks {sorted(ranks)} and scales {sorted(scales)}: the AdapterHub library has one of each"
+        )
     rank, scale = ranks.pop(), scales.pop()
     tensors: dict[str, Tensor] = {}
     for site, delta in deltas.items():
@@ -188,8 +197,8 @@ def _head(base: Base, adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tenso
         )
     if adapter.task["pooling"] != "first" or type(head) not in (LinearHead, DenseHead):
         raise UnsupportedError(
-            f"the head reads pooling={adapter.task['pooling']!r}, heads of the AdapterHub library the first token: train "
-            "with pooling='first', or export with head=False (--no-head)"
+            f"the head reads pooling={adapter.task['pooling']!r}, heads of the AdapterHub library the first token: "
+            "train with pooling='first', or export with head=False (--no-head)"
         )
     assert isinstance(head, LinearHead)
     weight, bias = plain_linear(head)

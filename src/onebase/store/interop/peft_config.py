@@ -20,8 +20,8 @@ TARGETS = {"target_modules", "exclude_modules", "layers_to_transform", "modules_
 VIRTUAL = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
            "modules_to_save"}  # fmt: skip
 READ: dict[str, set[str]] = {
-    "LORA": TARGETS | {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights",
-                       "bias"},
+    "LORA": TARGETS | {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
+                       "init_lora_weights", "bias"},
     "IA3": TARGETS | {"feedforward_modules"},
     "VERA": TARGETS | {"r", "projection_prng_key", "save_projection", "bias"},
     "LN_TUNING": TARGETS,
@@ -49,8 +49,8 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     start = config.get("init_lora_weights", True)
     if not any(start is known or start == known for known in HARMLESS_STARTS):
         yield (
-            f"init_lora_weights = {start!r}: this start changes the base's own weights, so the file fits a base that is "
-            "not the checkpoint; convert it when saving (path_initial_model_for_weight_conversion)"
+            f"init_lora_weights = {start!r}: this start changes the base's own weights, so the file fits a base that "
+            "is not the checkpoint; convert it when saving (path_initial_model_for_weight_conversion)"
         )
 
 

@@ -164,7 +164,7 @@ def _check_targets(file: PeftFile) -> None:
         if not left_out and some is None:
             file.wrong += [f"target_modules = 'all-linear', but {path} has no tensors" for path in missing]
         return
-    for path, name in file.names.items():
+    for name in file.names.values():
         if not _names(file, wanted, name):
             file.wrong.append(f"tensors at {name}, which target_modules = {_short(wanted)} does not name")
     if some is not None or left_out:
