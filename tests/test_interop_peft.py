@@ -257,6 +257,73 @@ def test_heads_travel_both_ways(family, headed, config, tmp_path):
         assert gap(expected, headed_logits(back, full, batch)) <= EQUAL
 
 
+def test_a_pooler_that_the_base_lacks_comes_from_its_checkpoint(tmp_path, tokenizer):
+    """A base with a head for masked tokens has no pooler; the classifier of the file reads the checkpoint's."""
+    torch.manual_seed(0)
+    tf.BertForPreTraining(tf.BertConfig(**COMMON)).save_pretrained(tmp_path / "base")
+    full = tf.BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3).eval()
+    write(full, lora(target_modules=["query"], task_type="SEQ_CLS"), tmp_path / "theirs")
+    loaded = quietly(peft.PeftModel.from_pretrained, copy.deepcopy(full), str(tmp_path / "theirs")).eval()
+    batch = text(full)
+    with torch.no_grad():
+        expected = quietly(loaded, **batch).logits
+    with Base(tf.BertForMaskedLM.from_pretrained(tmp_path / "base").eval()) as base, torch.no_grad():
+        base.import_adapter(tmp_path / "theirs", name="a")
+        assert gap(expected, torch.stack(base.outputs(batch, ["a", "a"]))) <= EQUAL
+    with Base(make("bert-mlm")) as base, pytest.raises(UnsupportedError, match="reads the pooler"):
+        base.import_adapter(tmp_path / "theirs")
+
+
+def test_a_changed_pooler_is_folded_into_the_head(tmp_path):
+    torch.manual_seed(0)
+    full = tf.BertForSequenceClassification(tf.BertConfig(**COMMON, num_labels=3)).eval()
+    write(full, lora(target_modules="all-linear", task_type="SEQ_CLS"), tmp_path / "theirs")
+    loaded = quietly(peft.PeftModel.from_pretrained, copy.deepcopy(full), str(tmp_path / "theirs")).eval()
+    with torch.no_grad():
+        expected = quietly(loaded, **text(full)).logits
+    with Base(copy.deepcopy(full.bert)) as base, torch.no_grad():
+        base.import_adapter(tmp_path / "theirs", name="a")
+        assert gap(expected, torch.stack(base.outputs(text(full), ["a", "a"]))) <= EQUAL
+        base.export("a", tmp_path / "ours")
+    back = quietly(peft.PeftModel.from_pretrained, copy.deepcopy(full), str(tmp_path / "ours")).eval()
+    with torch.no_grad():
+        assert gap(expected, quietly(back, **text(full)).logits) <= EQUAL
+
+
+def test_a_prefix_that_leaves_positions_is_turned_for_rotary_bases(tmp_path):
+    """PEFT moves texts by P; keys that are moved by P as well are read as before."""
+    model = make("llama")
+    with Base(copy.deepcopy(model)) as base:
+        torch.manual_seed(3)
+        base.add("a", "prefix(length=4, init='random', init_std=1.0)")
+        expected = ours(base, "a")
+        assert base.export("a", tmp_path / "out").gap <= EQUAL
+    assert gap(of_peft(model, tmp_path / "out", 0), expected) <= EQUAL
+
+
+def test_a_scale_of_shared_values_has_no_place(tmp_path):
+    """Llama's values serve several heads, so a scale of what enters the output map is no scale of values."""
+    config = peft.IA3Config(target_modules=["v_proj", "o_proj"], feedforward_modules=["o_proj"], **CLM)
+    write(make("llama"), config, tmp_path / "x")
+    with Base(make("llama")) as base, pytest.raises(MismatchError, match="what values of single heads give"):
+        base.import_adapter(tmp_path / "x")
+
+
+def test_an_attention_outputs_scale_becomes_one_of_values(tmp_path):
+    model = make("bert")
+    config = peft.IA3Config(target_modules=["value", "output.dense"], feedforward_modules=["output.dense"])
+    write(model, config, tmp_path / "x")
+    with Base(copy.deepcopy(model)) as base:
+        adapter = base.import_adapter(tmp_path / "x", name="a")
+        assert gap(of_peft(model, tmp_path / "x", 0), ours(base, "a")) <= EQUAL
+        assert "scale of the values" in adapter.config["provenance"]["notes"][0]
+
+
+def test_a_missing_folder_is_looked_up_and_explained():
+    with Base(make("bert")) as base, pytest.raises(ConfigError, match="is no folder, and the hub answered"):
+        base.import_adapter("nobody/nothing-at-all")
+
+
 def test_a_standardised_head_is_folded(tmp_path):
     """A head that centres and scales its input is written as the plain map that computes the same."""
     from onebase.store.interop.peft_head import plain_linear

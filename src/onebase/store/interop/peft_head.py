@@ -104,18 +104,26 @@ def _classification(
     task: dict[str, Any] = {"kind": "classification", "labels": list(names), "pooling": form.pooling,
                             "metric": "accuracy"}  # fmt: skip
     if form.pooler or form.inner:
-        inner = (
-            _pooler(base) if form.pooler else tuple(given.pop(f"{form.inner}.{n}", None) for n in ("weight", "bias"))
-        )
+        inner = _inner(file, base, form, given)
         if any(t is None for t in inner):
             file.wrong.append(f"missing tensors base_model.model.{form.inner}.weight and .bias")
             return {}, {}
         head["head.inner_weight"], head["head.inner_bias"] = inner  # type: ignore[assignment]
+        if form.pooler and file.pooler is not None:
+            head["head.inner_weight"] = head["head.inner_weight"] + file.pooler
         task["head"] = {"hidden": len(inner[1]), "activation": form.activation}  # type: ignore[arg-type]
     width = head["head.weight"].shape[1]
     head["head.center"], head["head.scale"] = torch.zeros(width), torch.ones(width)
     file.wrong += [f"unexpected tensor {key} {tuple(t.shape)}" for key, t in given.items()]
     return task, head
+
+
+def _inner(file: PeftFile, base: Base, form: HeadForm, given: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
+    """Return weight and bias of the hidden layer: saved in the file, or the base's pooler."""
+    path = f"{file.modules.named}.pooler.dense" if form.pooler else form.inner
+    if form.pooler and f"{path}.weight" not in given:
+        return _pooler(base)
+    return tuple(given.pop(f"{path}.{what}", None) for what in ("weight", "bias"))
 
 
 def _pooler(base: Base) -> tuple[Tensor, Tensor]:

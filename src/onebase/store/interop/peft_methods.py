@@ -49,6 +49,7 @@ def _whole_linears(file: PeftFile) -> list[tuple[str, list[Site]]]:
 def lora(file: PeftFile) -> Read:
     """LoRA and DoRA. A fused map becomes its parts, which share A and have their rows of B."""
     config, dora = file.config, bool(file.config.get("use_dora"))
+    _take_pooler(file, dora)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     tensors: dict[str, Tensor] = {}
@@ -72,6 +73,25 @@ def lora(file: PeftFile) -> Read:
     settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "ranks": other_ranks, "alphas": other_alphas}
     method = (DoRA if dora else LoRA)(sites=patterns(anatomy, ranks), rslora=bool(config.get("use_rslora")), **settings)
     return method, tensors
+
+
+def _take_pooler(file: PeftFile, dora: bool) -> None:
+    """Keep the change of a pooler for the head: the pooler is its hidden layer here, so it is folded in."""
+    stack = file.modules.anatomy.stacks[0]
+    dense = getattr(stack.pooler, "dense", None)
+    path = next((path for path in file.parts if dense is not None and file.modules.get(path) is dense), None)
+    if path is None or dora or file.config.get("task_type") != "SEQ_CLS":
+        return
+    found = file.parts.pop(path)
+    name = file.names.pop(path)
+    rank = int(pattern_value(file.config.get("rank_pattern") or {}, name, file.config.get("r", 8)))
+    alpha = float(pattern_value(file.config.get("alpha_pattern") or {}, name, file.config.get("lora_alpha", 8)))
+    if found["A"].shape != (rank, in_features(dense)) or found["B"].shape != (out_features(dense), rank):
+        file.wrong.append(f"{name}: A {tuple(found['A'].shape)} and B {tuple(found['B'].shape)} do not fit rank {rank}")
+        return
+    scale = alpha / (math.sqrt(rank) if file.config.get("use_rslora") else rank)
+    file.pooler = scale * found["B"] @ found["A"]
+    file.notes.append(f"the change of {name} is folded into the head's hidden layer: exact")
 
 
 def ia3(file: PeftFile) -> Read:

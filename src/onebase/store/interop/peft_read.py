@@ -52,6 +52,7 @@ class PeftFile:
         head: other modules that were saved (``classifier.weight``).
         wrong: everything that does not fit.
         notes: see `Foreign`.
+        pooler: change of the weight of the pooler that a head reads, (D, D).
     """
 
     config: dict[str, Any]
@@ -62,6 +63,7 @@ class PeftFile:
     head: dict[str, Tensor] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pooler: Tensor | None = None
 
     @property
     def kind(self) -> str:

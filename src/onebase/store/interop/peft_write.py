@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from onebase.base import Base
 
 
+# Families whose positions are one rotation of all features of queries and keys, the same in every layer.
+ROTARY = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+
+
 @dataclass(eq=False)
 class Written:
     """What goes into a folder.
@@ -311,19 +315,40 @@ def _prefix(base: Base, adapter: Adapter, module: AdapterModule) -> Written:
         raise UnsupportedError("PEFT's prefixes of encoder-decoders have relative positions; onebase's have none")
     if [site.name for site in sites] != list(items) or len({(s.heads, s.head_dim) for s in sites}) > 1:
         raise UnsupportedError("PEFT needs a prefix of the same shape in every attention module")
-    if not first.shift:
-        raise UnsupportedError(
-            "PEFT starts text positions behind the prefix, this adapter leaves them: train it with "
-            "prefix(positions='follow', slides=True) to export it"
-        )
+    turn = (lambda keys: keys) if first.shift else _turn(base, len(first.kv()[0]))
     windows = any(getattr(core, "sliding_window", None) for core, _ in base.anatomy.kv_modules)
     if windows and not first.slides:
         raise UnsupportedError("PEFT's prefixes slide out of this base's windows; train with prefix(slides=True)")
-    flat = torch.stack([t for site in sites for t in items[site.name].kv()], 1)  # type: ignore[union-attr]
+    pairs: list[tuple[Tensor, Tensor]] = [items[site.name].kv() for site in sites]  # type: ignore[union-attr]
+    flat = torch.stack([t for keys, values in pairs for t in (turn(keys), values)], 1)
     out = Written({"peft_type": "PREFIX_TUNING", "prefix_projection": False, "encoder_hidden_size": None,
                    **_sizes(base, len(flat), sites)})  # fmt: skip
     out.whole = {"prompt_embeddings": flat.reshape(len(flat), -1)}
     return out
+
+
+def _turn(base: Base, length: int) -> Callable[[Tensor], Tensor]:
+    """Return what moves keys by `length` rotary positions: as far as PEFT moves the texts that read them.
+
+    Raises:
+        UnsupportedError: positions of this base are no rotation, so nothing makes up for moving the texts.
+    """
+    kind = base.anatomy.model_type
+    if kind not in ROTARY:
+        raise UnsupportedError(
+            f"PEFT starts text positions behind the prefix, this adapter leaves them, and positions of {kind} are no "
+            "plain rotation that could make up for it: train with prefix(positions='follow', slides=True) to export it"
+        )
+    rotary = next(module for name, module in base.model.named_modules() if name.endswith("rotary_emb"))
+    stretch = float(getattr(rotary, "attention_scaling", 1.0))
+    cos, sin = rotary(torch.zeros(1, device=base.device), torch.tensor([[length]], device=base.device))
+
+    def turned(keys: Tensor) -> Tensor:
+        half = keys.shape[-1] // 2
+        swapped = torch.cat([-keys[..., half:], keys[..., :half]], -1)
+        return (keys * cos[0] + swapped * sin[0]) / stretch
+
+    return turned
 
 
 def _sizes(base: Base, length: int, sites: list[Site] | None = None) -> dict[str, Any]:
