@@ -284,7 +284,7 @@ class Base:
         inputs = {k: batch[k] for k in known if k in batch}
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self._installed.context.use(as_route(adapter, strip=True)):
+        with self._installed.packing() as pack, self._installed.context.use(as_route(adapter, strip=True, pack=pack)):
             return stack.module(**inputs).last_hidden_state
 
     def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
