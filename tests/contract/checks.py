@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from families import FIRST, PAD, VOCABULARY
 from torch import Tensor, nn
 
 from onebase.base import Base
+from onebase.core.anchor import CACHES
 from onebase.errors import UnsupportedError
 from onebase.methods.method import Method
 
@@ -20,6 +22,11 @@ VISIBLE = 2e-4  # an adapter that changes outputs by less does not count as test
 DECODED = 3  # decoder tokens of an encoder-decoder's row: the first ones of its text
 
 Names = Sequence[str | None]
+
+
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword that hands a KV cache to a model: transformers 5.24 gave it another name."""
+    return {next(name for name in CACHES if name in inspect.signature(model.forward).parameters): cache}
 
 
 # -- adapters and rows ---------------------------------------------------------------------------------------------

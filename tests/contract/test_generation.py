@@ -12,6 +12,7 @@ from methods import every, variants
 from transformers import TextIteratorStreamer
 
 from onebase.base import Base
+from onebase.core.anchor import output_cache
 from onebase.errors import RouteError, UnknownNameError
 from onebase.methods import method_names
 
@@ -63,10 +64,10 @@ def decode(base: Base, ids: torch.Tensor, mask: torch.Tensor, steps: torch.Tenso
                 encoder_outputs=states,
                 attention_mask=mask,
                 decoder_input_ids=steps[:, i : i + 1],
-                past_key_values=cache,
+                **checks.with_cache(base.model, cache),
                 use_cache=True,
             )
-            cache = out.past_key_values
+            cache = output_cache(out)
             found.append(out.logits[:, -1])
         return found
     out = base.model(input_ids=ids, attention_mask=mask, use_cache=True)
@@ -74,7 +75,10 @@ def decode(base: Base, ids: torch.Tensor, mask: torch.Tensor, steps: torch.Tenso
     for i in range(steps.shape[1]):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         out = base.model(
-            input_ids=steps[:, i : i + 1], attention_mask=mask, past_key_values=out.past_key_values, use_cache=True
+            input_ids=steps[:, i : i + 1],
+            attention_mask=mask,
+            **checks.with_cache(base.model, output_cache(out)),
+            use_cache=True,
         )
         found.append(out.logits[:, -1])
     return found
@@ -107,8 +111,8 @@ def test_a_cache_of_other_adapters_is_refused(family, tokenizer):
         base.add("b", "prompt(length=2, init='uniform')")
         ids = torch.tensor([[5, 6, 7]])
         with base.use("a"):
-            cache = base.model(input_ids=ids, use_cache=True).past_key_values
-        step = {"input_ids": ids[:, :1], "past_key_values": cache, "attention_mask": torch.ones(1, 4)}
+            cache = output_cache(base.model(input_ids=ids, use_cache=True))
+        step = {"input_ids": ids[:, :1], **checks.with_cache(base.model, cache), "attention_mask": torch.ones(1, 4)}
         for other in ("b", None):
             with base.use(other), pytest.raises(RouteError, match="cache"):
                 base.model(**step)

@@ -10,6 +10,7 @@ from methods import every
 
 import onebase as ob
 from onebase.base import Base
+from onebase.core.anchor import output_cache
 from onebase.core.plan import At
 from onebase.errors import ConfigError, RouteError, UnsupportedError
 from onebase.methods import parse_method
@@ -86,7 +87,9 @@ def test_last_positions_are_the_prompts(family, tokenizer):
             out = base.model(input_ids=prompt, use_cache=True)
             steps = [out.logits[:, -1]]
             for i in range(3):
-                out = base.model(input_ids=rest[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+                out = base.model(
+                    input_ids=rest[:, i : i + 1], **checks.with_cache(base.model, output_cache(out)), use_cache=True
+                )
                 steps.append(out.logits[:, -1])
         with base.use("a", prompts=[4]):
             full = base.model(input_ids=both, use_cache=False).logits[:, 3:]
@@ -106,8 +109,8 @@ def test_an_unknown_end_of_the_prompt_raises(tokenizer):
         base.add("f", "loreft(rank=1, first=2, last=0)")
         for name in "af":
             with base.use(name):
-                cache = base.model(input_ids=torch.tensor([[5, 6]]), use_cache=True).past_key_values
-                step = {"input_ids": torch.tensor([[7, 8]]), "past_key_values": cache}
+                cache = output_cache(base.model(input_ids=torch.tensor([[5, 6]]), use_cache=True))
+                step = {"input_ids": torch.tensor([[7, 8]]), **checks.with_cache(base.model, cache)}
                 if name == "f":
                     base.model(**step)
                     continue

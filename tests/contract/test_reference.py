@@ -185,7 +185,7 @@ def test_a_prefix_is_a_filled_cache(family, attention, tokenizer):
         with base.use(None):
             expected = base.model(
                 input_ids=row[None],
-                past_key_values=cache,
+                **checks.with_cache(base.model, cache),
                 position_ids=torch.arange(len(row))[None],
                 attention_mask=torch.ones(1, length + len(row), dtype=torch.long),
             ).logits[0]

@@ -21,6 +21,7 @@ from onebase.core.route import Frame, Route, RouteContext, Runtime
 from onebase.core.site import Stack
 from onebase.errors import RouteError, UnsupportedError
 
+CACHES = ("cache", "past_key_values")  # names of the KV cache: transformers 5.24 on, and before
 MEMO = "_onebase_layout"  # attribute of a KV cache: where virtual tokens sit in it
 POOLED = "pooled"  # among the caught tensors of a plan: the states whose first token the pooler gets
 
@@ -51,6 +52,7 @@ class Anchor:
         self.names = [
             n for n, p in inspect.signature(stack.module.forward).parameters.items() if p.kind != p.VAR_KEYWORD
         ]
+        self.cache = CACHES[0] if CACHES[0] in self.names else CACHES[1]  # what this stack calls its KV cache
         # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
         enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
         self.handles = [
@@ -75,6 +77,8 @@ class Anchor:
             runtime.pop()  # left over from a call that was interrupted (KeyboardInterrupt skips hooks)
             runtime.override = None
         call = dict(zip(self.names, args)) | kwargs
+        if CACHES[1] in call and self.cache not in call:  # transformers takes the old name too
+            call[self.cache] = call.pop(CACHES[1])
         self._refuse_dropped_cache(call)
         route = self._route(call)
         if runtime.frames or route is None:
@@ -100,7 +104,7 @@ class Anchor:
 
     def _refuse_dropped_cache(self, call: dict[str, Any]) -> None:
         """transformers drops the KV cache of checkpointed layers, so a second step would see no earlier token."""
-        if call.get("past_key_values") is None:
+        if call.get(self.cache) is None:
             return
         if any(layer.training and getattr(layer, CHECKPOINTED, False) for layer in self.stack.layers):
             raise UnsupportedError(
@@ -175,7 +179,7 @@ class Anchor:
         mask = call.get("attention_mask")
         if not self.stack.packs or not isinstance(mask, Tensor) or mask.dim() != 2 or "position_ids" not in self.names:
             return False
-        if call.get("past_key_values") is not None or (self.stack.causal and call.get("use_cache") is not False):
+        if call.get(self.cache) is not None or (self.stack.causal and call.get("use_cache") is not False):
             return False
         config = self.stack.module.config
         for name in ("output_hidden_states", "output_attentions"):
@@ -237,7 +241,7 @@ class Anchor:
 
     def _insert_prompts(self, plan: Plan, route: Route, call: dict[str, Any], source: Tensor, columns: int) -> None:
         groups = [g for g in plan.groups if self.stack.name in g.adapter.prompts]
-        cache, past = call.get("past_key_values"), cache_length(call)
+        cache, past = call.get(self.cache), cache_length(call)
         memo = getattr(cache, MEMO, None)
         if not groups:
             if memo is not None:
@@ -451,7 +455,7 @@ class Anchor:
             output.last_hidden_state = plan.packing.unpack(output.last_hidden_state)
         if plan.layout is None:
             return output
-        cache = getattr(output, "past_key_values", None)
+        cache = output_cache(output)
         if cache is not None and getattr(cache, MEMO, None) is None:
             setattr(cache, MEMO, plan.layout)
         return strip(output, plan.layout) if plan.strip else None
@@ -464,8 +468,14 @@ class Anchor:
 
 def cache_length(call: dict[str, Any]) -> int:
     """Tokens that the KV cache of a call already holds."""
-    cache = call.get("past_key_values")
+    cache = next((call[name] for name in CACHES if call.get(name) is not None), None)
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def output_cache(output: Any) -> Any:
+    """Return the KV cache that a stack hands back in a ModelOutput, or None."""
+    held = () if isinstance(output, tuple) else output.keys()
+    return next((output[name] for name in CACHES if name in held), None)
 
 
 def strip(output: Any, layout: Layout) -> Any:
