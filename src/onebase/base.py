@@ -287,6 +287,11 @@ class Base:
         with self.packed(adapter, strip=True):
             return stack.module(**inputs).last_hidden_state
 
+    def packs(self, adapter: str) -> bool:
+        """Whether rows of an adapter are computed without their padding in `states` and in training."""
+        routed = self._find(adapter)
+        return self._installed.packs and not routed.positional and not routed.drops()
+
     @contextmanager
     def packed(
         self, adapter: AdapterNames, *, strip: bool = False, prompts: Sequence[int] | None = None

@@ -153,6 +153,11 @@ class Installation:
             attention.detach(module)
         self.attention = []
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows can be computed without their padding."""
+        return self.anatomy.stacks[0].packs and self.original_attention() in attention.SUPPORTED
+
     @contextmanager
     def packing(self) -> Iterator[bool]:
         """Let the calls of this block be packed; says whether they can be.
@@ -160,7 +165,7 @@ class Installation:
         Only meanwhile the base computes attention through the attention function: a direct call to the model at
         another time is computed as transformers alone would.
         """
-        if not self.anatomy.stacks[0].packs or self.original_attention() not in attention.SUPPORTED:
+        if not self.packs:
             yield False
             return
         with self._lock:

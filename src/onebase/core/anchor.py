@@ -53,6 +53,7 @@ class Anchor:
             n for n, p in inspect.signature(stack.module.forward).parameters.items() if p.kind != p.VAR_KEYWORD
         ]
         self.cache = CACHES[0] if CACHES[0] in self.names else CACHES[1]  # what this stack calls its KV cache
+        self.types = any(name.endswith("token_type_ids") for name, _ in stack.module.named_buffers())
         # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
         enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
         self.handles = [
@@ -200,8 +201,8 @@ class Anchor:
         for name in ("input_ids", "inputs_embeds", "token_type_ids"):
             if call.get(name) is not None:
                 call[name] = packing.pack(call[name])
-        if "token_type_ids" in self.names and call.get("token_type_ids") is None:
-            # a stack's own default is cut from a buffer that is as long as its positions
+        if self.types and call.get("token_type_ids") is None:
+            # the stack's own zeros are cut from a buffer that is as long as its positions
             call["token_type_ids"] = torch.zeros_like(call["position_ids"])
         call["attention_mask"] = None
         plan.pack(packing)
@@ -411,19 +412,17 @@ class Anchor:
     def pool(self, module: nn.Module, args: tuple) -> tuple | None:
         """Let a pooler inside the stack see the callers' tokens only."""
         plan = self.runtime.plan
-        if plan is not None and plan.packing is not None:
-            states = plan.packing.unpack(args[0])
-            return (states if plan.layout is None else plan.layout.gather(states), *args[1:])
-        if plan is None or plan.layout is None:
+        if plan is None or (plan.layout is None and plan.packing is None):
             return None
-        if self.stack.pooled is not None:
-            return (plan.layout.gather(plan.caught[POOLED])[:, 0], *args[1:])
-        return (plan.layout.gather(args[0]), *args[1:])
+        states = args[0] if self.stack.pooled is None else plan.caught[POOLED]
+        states = states if plan.packing is None else plan.packing.unpack(states)
+        states = states if plan.layout is None else plan.layout.gather(states)
+        return (states if self.stack.pooled is None else states[:, 0], *args[1:])
 
     def keep_pooled(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Keep the states for a pooler that is called with their first token only."""
         plan = self.runtime.plan
-        if plan is not None and plan.layout is not None:
+        if plan is not None and (plan.layout is not None or plan.packing is not None):
             plan.caught[POOLED] = output[0]
 
     # -- inside the call -----------------------------------------------------------------------------------------
