@@ -473,8 +473,9 @@ def cache_length(call: dict[str, Any]) -> int:
 
 def output_cache(output: Any) -> Any:
     """Return the KV cache that a stack hands back in a ModelOutput, or None."""
-    held = () if isinstance(output, tuple) else output.keys()
-    return next((output[name] for name in CACHES if name in held), None)
+    if isinstance(output, tuple):
+        return None
+    return next((output[name] for name in CACHES if name in output.keys()), None)  # noqa: SIM118
 
 
 def strip(output: Any, layout: Layout) -> Any:

@@ -96,7 +96,7 @@ def make_packing(mask: Tensor) -> Packing | None:
         chunks.append(_chunk(start, token, own, mask.device))
         token += sum(own)
     place = real.flatten().nonzero()[:, 0]
-    return Packing(*real.shape, place, tuple(lengths), tuple(chunks))
+    return Packing(real.shape[0], real.shape[1], place, tuple(lengths), tuple(chunks))
 
 
 def _chunk(row: int, token: int, lengths: list[int], device: torch.device) -> Chunk:
