@@ -478,6 +478,9 @@ def test_positions_follow_row_by_row_and_in_generation(tokenizer):
                 with torch.no_grad(), base.use(name):
                     one = values(base.model(**alone))
                 assert gap(one, mixed[row : row + 1, :length]) <= EQUAL, (family, name)
+                with torch.no_grad():
+                    together, own = base.states(batch, names)[row, :length], base.states(alone, name)[0]
+                assert gap(own, together) <= EQUAL, (family, name)
             if base.has_lm_head:
                 prompts = ["the cold river runs", "a small bird"]
                 with_cache = base.generate(prompts, ["a", "a"], max_new_tokens=6, return_ids=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onebase.core.contracts import AdapterModule, SiteDelta
 from onebase.core.layout import Layout
+from onebase.core.packing import Packing
 
 
 @dataclass(eq=False)
@@ -26,6 +27,14 @@ class Routed:
     has_kv: bool = False
     positional: bool = False  # a delta reads where tokens are
     generator: torch.Generator | None = None  # dropout of this job; None draws from torch's default
+
+    _drops: bool | None = None
+
+    def drops(self) -> bool:
+        """Whether a delta draws dropout now."""
+        if self._drops is None:
+            self._drops = any(getattr(module, "dropout", 0.0) for module in self.module.modules())
+        return self._drops and self.module.training
 
 
 @dataclass(eq=False)
@@ -77,6 +86,8 @@ class Plan:
         layout: where virtual tokens went, or None.
         positions: (B, T) position of each token, for stacks whose position embedding counts columns, or None.
         caught: residual tensors of the layer being computed, by where they were caught.
+        packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
+            pieces and orders are those of tokens; `row_group` is that of the rows still.
     """
 
     batch: int
@@ -90,6 +101,25 @@ class Plan:
     has_kv: bool = False
     caught: dict[str, Tensor] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens
+    packing: Packing | None = None
+
+    def pack(self, packing: Packing) -> None:
+        """Compute on packed tokens from now on: what was said of rows is said of their tokens."""
+        self.packing, self.batch = packing, packing.tokens
+        ends = [0]
+        for length in packing.lengths:
+            ends.append(ends[-1] + length)
+        if self.pieces is not None:
+            self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
+        for group in self.groups:
+            group.at.mask = group.at.positions = None
+            if group.rows is not None:
+                group.rows = packing.of_rows(group.rows)
+        if self.order is not None and self.plain is not None:
+            self.plain = packing.of_rows(self.plain)
+            place = torch.cat([*(g.rows for g in self.groups if g.rows is not None), self.plain])
+            self.order = torch.empty_like(place)
+            self.order[place] = torch.arange(len(place), device=place.device)
 
     def apply(self, x: Tensor | None, h: Tensor, site: str) -> Tensor:
         """Apply every routed delta at `site` to its own rows.
