@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import checks
 import pytest
 import torch
 import transformers as tf
 from checks import with_cache
+from families import CASES as FAMILY_CASES
 from families import COMMON, FIRST, PRESENT, T5, VOCABULARY
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from onebase import Base
+from onebase import Base, parse_method
 from onebase.errors import ConfigError, CorruptError, MismatchError, UnsupportedError
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed (extra 'peft')")
@@ -486,6 +488,31 @@ def test_positions_follow_row_by_row_and_in_generation(tokenizer):
                 with_cache = base.generate(prompts, ["a", "a"], max_new_tokens=6, return_ids=True)
                 without = base.generate(prompts, ["a", "a"], max_new_tokens=6, return_ids=True, use_cache=False)
                 assert with_cache == without, family
+
+
+FOLLOW = "prefix(length={}, init='random', init_std=1.0, positions='follow', slides={})"
+
+
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "distilbert", "gpt2", "opt", "llama", "gemma3", "mistral", "bart"]
+)
+def test_positions_that_follow_in_every_mixture(family, tokenizer):
+    """The contract of all methods, with prefixes that take positions beside those that take none."""
+    torch.manual_seed(0)
+    with Base(FAMILY_CASES[family].build().eval(), tokenizer) as base:  # type: ignore[attr-defined]
+        methods = {"a": FOLLOW.format(3, True), "b": FOLLOW.format(2, False), "c": "prefix(length=4, init='random')",
+                   "d": "lora(rank=2)", "e": "prompt(length=2, init='uniform')"}  # fmt: skip
+        names = checks.attach(base, {name: parse_method(method) for name, method in methods.items()})
+        assert names == list(methods)
+        checks.mixed_equals_alone(base, [*names, None])
+
+
+def test_sliding_needs_windows_that_look_back():
+    torch.manual_seed(0)
+    with Base(FAMILY_CASES["modernbert"].build().eval()) as base:  # type: ignore[attr-defined]
+        base.add("a", FOLLOW.format(2, False))
+        with pytest.raises(UnsupportedError, match="look both ways"):
+            base.add("b", FOLLOW.format(2, True))
 
 
 def test_positions_that_follow_need_positions():

@@ -99,13 +99,25 @@ def build_adapter(
         name, method, module, task, head if head is None else head.to(base.device),
         tokenizer=None if own is base.tokenizer else own,
     )  # fmt: skip
+    _check_conventions(base, adapter)
+    return adapter
+
+
+def _check_conventions(base: Base, adapter: Adapter) -> None:
+    """Refuse prefixes that take positions where a base has none, or a window that looks both ways."""
     for stack in base.anatomy.stacks:
         if stack.name in adapter.routed.shift and stack.position_start is None:
             raise UnsupportedError(
-                f"{method.name}: positions='follow' starts the text's positions behind the prefix, and this base "
-                "counts none: leave positions='stay'"
+                f"{adapter.method.name}: positions='follow' starts the text's positions behind the prefix, and this "
+                "base counts none: leave positions='stay'"
             )
-    return adapter
+    for core, site in base.anatomy.kv_modules:
+        slides = getattr(adapter.routed.deltas.get(site.name), "slides", False)
+        if slides and getattr(core, "sliding_window", None) and not base.anatomy.stack(site.stack).causal:
+            raise UnsupportedError(
+                f"{adapter.method.name}: slides=True is defined for windows that look back, and those of this base "
+                "look both ways: leave slides=False"
+            )
 
 
 def make_init(

@@ -22,6 +22,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"preset": "parallel"},
         {"preset": "houlsby", "size": {1: 4}, "norms": False},
         {"preset": "pfeiffer", "leave_out": [0], "norms": True, "activation": "tanh"},
+        {"preset": "pfeiffer", "size": 3, "reads": "sum"},
     ),
     "dora": ({}, {"rank": 2, "sites": "paper", "ranks": {"q": 3}, "rslora": True}),
     "hira": ({"rank": 2, "scale": 8.0}, {"rank": 3, "scale": 8.0, "sites": ["q", "v", "down"]}),
