@@ -60,7 +60,7 @@ class BottleneckDelta(Delta):
         inner = at.dropout(self._input(x, h), self.dropout, self.training)
         inner = F.linear(inner, self.down.to(h.dtype), self.down_bias.to(h.dtype))
         inner = ACTIVATIONS[self.activation](inner)
-        return h + self.scale * F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype))
+        return torch.add(h, F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype)), alpha=self.scale)
 
     def _input(self, x: Tensor, h: Tensor) -> Tensor:
         if self.reads == "residual":
