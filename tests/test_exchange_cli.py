@@ -87,6 +87,18 @@ def test_an_unsupported_file_is_one_message(base_folder, tmp_path):
     assert "use_magic = 1" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "form", [3, {"hidden": 32}, {"hidden": 10**12, "activation": "tanh"}, {"hidden": 8, "activation": ["tanh"]}]
+)
+def test_a_heads_form_is_checked_before_it_is_built(form):
+    from onebase.tasks.spec import spec_problems
+
+    spec = {"kind": "classification", "labels": ["a", "b"], "pooling": "first", "max_length": 60, "template": "",
+            "pair": False}  # fmt: skip
+    assert not [*spec_problems({**spec, "head": {"hidden": 32, "activation": "tanh"}}, 64)]
+    assert any("task head" in problem for problem in spec_problems({**spec, "head": form}, 64))
+
+
 def test_a_t5_goes_through_the_store(tokenizer, tmp_path):
     """Imported, saved, loaded again in another base: the same answers, and still unverified."""
     from onebase import Base, Store

@@ -10,6 +10,7 @@ from onebase.tasks.registry import get_task
 
 LEAST_LABELS = {"classification": 2, "multilabel": 1, "tokens": 1}  # kind -> labels without which there is no head
 POOLINGS = ("mean", "first", "last")
+WIDEST = 2**16  # units of a head's hidden layer: more than any base has features
 SHORTEST, LONGEST = 4, 2**24  # tokens of a text; the longest is beyond any base, and keeps sums in 64 bits
 
 
@@ -47,7 +48,22 @@ def spec_problems(spec: Mapping[str, Any], limit: int | None) -> Iterator[str]:
         yield f"task template {template!r}: expected places for {places or 'nothing (plain text)'}"
     if type(spec.get("pair", False)) is not bool:
         yield f"task pair {spec.get('pair')!r}: expected true or false"
+    yield from _head_problems(spec.get("head"))
     for name, default in task.options.items():
         value = spec.get(name, default)
         if type(default) in (bool, int) and type(value) is not type(default):
             yield f"task {name} {value!r}: expected {type(default).__name__}"
+
+
+def _head_problems(form: Any) -> Iterator[str]:
+    """Say what is wrong with the hidden layer of a head: {"hidden": units, "activation": name}, or None."""
+    from onebase.heads import ACTIVATIONS
+
+    if form is None:
+        return
+    if not isinstance(form, Mapping) or set(form) != {"hidden", "activation"}:
+        yield f"task head {form!r}: expected hidden and activation"
+    elif type(form["hidden"]) is not int or not 1 <= form["hidden"] <= WIDEST:
+        yield f"task head hidden {form['hidden']!r}: expected 1 to {WIDEST}"
+    elif not isinstance(form["activation"], str) or form["activation"] not in ACTIVATIONS:
+        yield f"task head activation {form['activation']!r}: expected {', '.join(ACTIVATIONS)}"
