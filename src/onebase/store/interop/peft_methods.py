@@ -80,7 +80,7 @@ def _take_pooler(file: PeftFile, dora: bool) -> None:
     stack = file.modules.anatomy.stacks[0]
     dense = getattr(stack.pooler, "dense", None)
     path = next((path for path in file.parts if dense is not None and file.modules.get(path) is dense), None)
-    if path is None or dora or file.config.get("task_type") != "SEQ_CLS":
+    if path is None or dense is None or dora or file.config.get("task_type") != "SEQ_CLS":
         return
     found = file.parts.pop(path)
     name = file.names.pop(path)
