@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,9 +185,3 @@ def _names(file: PeftFile, wanted: Any, path: str) -> bool:
 def _short(value: Any) -> str:
     text = repr(sorted(value) if isinstance(value, list) else value)
     return text if len(text) < 80 else text[:77] + "..."
-
-
-def layer_count(paths: Iterable[str]) -> int:
-    """Return how many layers paths mention; for messages."""
-    found = {int(m.group(1)) for path in paths if (m := re.search(r"\.(\d+)\.", path))}
-    return len(found)
