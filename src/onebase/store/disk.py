@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -127,7 +129,29 @@ def sweep(folder: Path, older_than: float = STALE_SECONDS) -> None:
                         os.unlink(entry.path)
 
 
+def refuse_special(path: Path, most: int | None = None) -> None:
+    """Raise OSError unless `path` is a plain file of at most `most` bytes.
+
+    A pipe would block the reader for ever, a device never ends, and a link reads what is not in the folder.
+    """
+    info = os.lstat(path)
+    if stat.S_ISLNK(info.st_mode):
+        raise OSError(errno.EINVAL, "is a symbolic link; copy the folder with what its links point to")
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "is no plain file")
+    if most is not None and info.st_size > most:
+        raise OSError(errno.EFBIG, f"has {info.st_size:,} bytes, of which at most {most:,} can be right")
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Return the content of a plain file of at most `most` bytes; OSError says why not."""
+    refuse_special(path, most)
+    with open(path, "rb") as file:
+        return file.read(most + 1)
+
+
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file, as hex."""
+    """Return the sha256 of a plain file, as hex."""
+    refuse_special(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
