@@ -91,10 +91,11 @@ def summary(stored: Stored) -> dict[str, Any]:
 
 def main_metric(config: AdapterConfig) -> tuple[str | None, float | None, float | None]:
     """Return the metric that counts, the adapter's value and the base's."""
-    mine, own = (config.metrics.get(who) or {} for who in ("adapter", "base"))
+    mine, own = (config.metrics.get(who) for who in ("adapter", "base"))
     for metric in ("accuracy", "perplexity"):
-        if metric in mine:
-            return metric, mine[metric], own.get(metric)
+        if isinstance(mine, dict) and isinstance(mine.get(metric), int | float):  # metrics are free, also in type
+            base = own.get(metric) if isinstance(own, dict) else None
+            return metric, mine[metric], base if isinstance(base, int | float) else None
     return None, None, None
 
 

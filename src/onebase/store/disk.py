@@ -147,7 +147,7 @@ def read_file(path: Path, most: int) -> bytes:
     """Return the content of a plain file of at most `most` bytes; OSError says why not."""
     refuse_special(path, most)
     with open(path, "rb") as file:
-        return file.read(most + 1)
+        return file.read(min(most, os.fstat(file.fileno()).st_size))
 
 
 def sha256_file(path: Path) -> str:

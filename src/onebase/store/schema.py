@@ -179,9 +179,7 @@ def read_json(data: bytes) -> Any:
         return value if math.isfinite(value) else refuse(digits)
 
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite
-        )
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level = [value]
