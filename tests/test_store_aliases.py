@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -104,3 +105,45 @@ def test_gc_lists_first_and_keeps_what_is_named(store):
     assert (old.exists(), new.exists()) == (False, True)
     with pytest.raises(ConfigError, match="keep = 0"):
         store.gc(keep=0)
+
+
+def test_the_commands(store, monkeypatch):
+    from typer.testing import CliRunner
+
+    from onebase.cli.main import app
+
+    monkeypatch.setenv("ONEBASE_HOME", str(store.root))
+
+    def run(*words: str, code: int = 0) -> dict:
+        result = CliRunner().invoke(app, [*words, "--json"])
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+    assert run("promote", "reviews@1", "prod")["ref"] == "reviews@1"
+    assert run("promote", "reviews@2", "prod")["version"] == 2
+    assert run("rollback", "reviews", "prod")["version"] == 1
+    assert run("show", "reviews@prod")["ref"] == "reviews@1"
+    assert [row["aliases"] for row in run("ls")["adapters"]] == [["prod"], [], []]
+    assert run("diff", "reviews@prod", "reviews@3")["relative"] == 3.0
+    assert "reviews@1 is 'prod'" in str(run("rm", "reviews@prod", "--yes", code=1))
+    assert run("gc", "--keep", "1") == {"removed": False, "leftovers": [], "versions": ["reviews@2"]}
+    assert run("gc", "--keep", "1", "--yes")["removed"]
+    assert run("rm", "reviews", "--yes", "--force")["removed"] == ["reviews@1", "reviews@3"]
+    for words in (["diff", "x", "y"], ["promote", "x@1", "prod"], ["rollback", "x", "prod"]):
+        assert CliRunner().invoke(app, words).exit_code != 0
+
+
+def test_the_commands_speak_to_people(store, monkeypatch):
+    from typer.testing import CliRunner
+
+    from onebase.cli.main import app
+
+    monkeypatch.setenv("ONEBASE_HOME", str(store.root))
+    said = {words: CliRunner().invoke(app, words.split()).stdout for words in (
+        "promote reviews@1 prod", "diff reviews@1 reviews@2", "diff reviews@1 reviews@prod", "gc --keep 1", "ls"
+    )}  # fmt: skip
+    assert said["promote reviews@1 prod"] == "reviews@prod is reviews@1\n"
+    assert "all tensors: distance 2, 1 of the norm of reviews@1" in said["diff reviews@1 reviews@2"]
+    assert "the same settings and tensors" in said["diff reviews@1 reviews@prod"]
+    assert said["gc --keep 1"] == "reviews@2\n"
+    assert "reviews@1 prod" in said["ls"]

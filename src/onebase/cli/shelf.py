@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 DIGITS = 8  # of a digest: enough to tell a person's adapters apart
 Refs = Annotated[
-    list[str], typer.Argument(metavar="REF...", autocompletion=o.stored_names, help="name (all versions) or name@N.")
+    list[str],
+    typer.Argument(metavar="REF...", autocompletion=o.stored_names, help="name (all versions), name@N or name@alias."),
 ]
 
 
@@ -27,7 +28,7 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
 
     out, store = Output(as_json), Store()
     stored, damaged = readable(store)
-    rows = [summary(adapter) for adapter in stored]
+    rows = [{**summary(adapter), "aliases": _aliases(store, adapter)} for adapter in stored]
     for text in damaged:
         out.note(f"warning: {text}")
     if as_json:
@@ -40,7 +41,7 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
     columns += ["created", "digest"]
     cells = [
         [
-            row["ref"],
+            " ".join([row["ref"], *row["aliases"]]),
             row["method"],
             row["task"],
             row["metric"],
@@ -64,6 +65,15 @@ def readable(store: Store) -> tuple[list[Stored], list[str]]:
         warnings.simplefilter("always")
         stored = store.list()
     return stored, [str(w.message) for w in caught]
+
+
+def _aliases(store: Store, stored: Stored) -> list[str]:
+    from onebase.errors import CorruptError
+
+    try:
+        return [alias for alias, version in store.aliases(stored.name).items() if version == stored.version]
+    except CorruptError:
+        return []  # a list shows what can be read; whatever resolves an alias says what is wrong
 
 
 def summary(stored: Stored) -> dict[str, Any]:
@@ -175,6 +185,7 @@ def _facts(stored: Stored) -> list[tuple[str, str]]:
 def rm(
     refs: Refs,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also versions that an alias names.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -191,7 +202,7 @@ def rm(
         for place in places.values():
             out.note(f"{place.ref}  {place.path}")
         typer.confirm(f"Remove {count(len(places), 'version')}?", abort=True, err=True)
-    removed = [gone.ref for ref in places for gone in store.remove(ref)]
+    removed = [gone.ref for ref in places for gone in store.remove(ref, force=force)]
     if as_json:
         out.document({"removed": removed})
         return

@@ -122,7 +122,8 @@ class Store:
 
         Args:
             ref: ``"reviews"`` for the newest version, ``"reviews@3"``, ``"reviews@prod"`` for what an alias
-                names, or the path of an adapter's folder: a path object, an absolute path, or text with a separator (``"./reviews"``).
+                names, or the path of an adapter's folder: a path object, an absolute path, or text
+                with a separator (``"./reviews"``).
 
         Returns:
             The version. Its config is checked; its files are when `Stored.tensors` loads them.
@@ -181,9 +182,7 @@ class Store:
             held = {alias: h[-1] for alias, h in histories.items() if h[-1] in going}
             if held and not force:
                 shown = ", ".join(f"{name}@{version} is {alias!r}" for alias, version in held.items())
-                raise StoreError(
-                    f"{ref} is not removed: {shown}. Promote another version first, or force it (--force)."
-                )
+                raise StoreError(f"{ref} is not removed: {shown}. Promote another version first, or pass --force.")
             if held:
                 write_aliases(self._adapters / name, {a: h for a, h in histories.items() if a not in held})
             return [place for place in places if self._remove(place)]
