@@ -68,6 +68,7 @@ for number in range(workers):
         work(number)
     children.append(child)
 print(json.dumps(children), flush=True)
+sys.stdin.readline()  # who has ended stays a zombie until here, so its id is nobody else's
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 print(json.dumps(codes), flush=True)
 """
@@ -75,23 +76,26 @@ print(json.dumps(codes), flush=True)
 
 def storm(tmp_path: Path, workers: int, acts: int, kills: int, rounds: int, seed: int) -> None:
     root, rng = tmp_path / "home", random.Random(seed)
-    done = 0
+    done, killed, pipe = 0, 0, subprocess.PIPE
     for turn in range(rounds):
         log = tmp_path / f"log{turn}"
         log.mkdir()
         command = [sys.executable, "-c", SERVER, str(root), str(log), json.dumps(settings())]
         command += [str(workers), str(acts), str(seed + turn)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()) as server:
-            assert server.stdout is not None
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=child_environment()) as server:
+            assert server.stdin is not None and server.stdout is not None
             children = json.loads(server.stdout.readline())
             for child in rng.sample(children, kills):
-                time.sleep(rng.uniform(0.05, 0.4))
-                os.kill(child, signal.SIGKILL)  # a zombie until the server waits, so no other process has its id
+                time.sleep(rng.uniform(0.02, 0.15))
+                os.kill(child, signal.SIGKILL)
+                server.stdin.write("\n")
+                server.stdin.flush()
             codes = json.loads(server.stdout.readline())
         assert set(codes) <= {0, -signal.SIGKILL}, codes
         done += codes.count(0)
+        killed += codes.count(-signal.SIGKILL)
         check(Store(root), log)
-    assert done, "every worker was killed: nothing was shown"
+    assert done and killed, f"{done} workers ended and {killed} were killed: nothing was shown"
 
 
 def check(store: Store, log: Path) -> None:
