@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from onebase.store import AdapterConfig, Store, Stored
 
 DIGITS = 8  # of a digest: enough to tell a person's adapters apart
-Refs = Annotated[
-    list[str],
-    typer.Argument(metavar="REF...", autocompletion=o.stored_names, help="name (all versions), name@N or name@alias."),
-]
+REFS = "name (all versions), name@N or name@alias."
+Refs = Annotated[list[str], typer.Argument(metavar="REF...", autocompletion=o.stored_names, help=REFS)]
 
 
 def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
