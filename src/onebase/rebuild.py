@@ -16,10 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebase.adapter import Adapter, problems
 from onebase.build import build_adapter
-from onebase.errors import CorruptError, OnebaseError, nearest
+from onebase.errors import CorruptError, OnebaseError
 from onebase.methods.registry import parse_method
 from onebase.tasks import get_task
-from onebase.tasks.registry import task_kinds
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 # aten operations that make a tensor of a stated size
 FACTORIES = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "new_empty", "new_zeros", "new_ones"}
 SLACK = 2**26  # values: 256 MiB of float32, for what methods draw and do not store, such as VeRA's projections
-LONGEST = 10**7  # tokens: beyond any base's context
 
 
 class _Ceiling(TorchDispatchMode):
@@ -69,14 +67,12 @@ def rebuild(base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor]
         base: what it goes on; checked to be the one it was made for.
         name: of the adapter here.
         stored: where it comes from.
-        tensors: verified.
+        tensors: verified; the task of its config is, too.
 
     Raises:
         CorruptError: settings that cannot be used, or tensors that do not fit them.
         OnebaseError: the method or task is unknown here, or refuses its settings.
     """
-    if wrong := [*task_problems(stored.config.task)]:
-        raise CorruptError(f"{stored.ref}: the task in its config is damaged:\n  - " + "\n  - ".join(wrong))
     own = sum(p.numel() for p in base.model.parameters()) + sum(t.numel() for t in tensors.values())
     task = dict(stored.config.task)
     with explained(stored, "method or task"):
@@ -102,24 +98,6 @@ def rebuild(base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor]
         raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))
     adapter.put(tensors)
     return adapter
-
-
-def task_problems(task: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the fields that all tasks share."""
-    kind = task.get("kind")
-    if kind not in task_kinds():
-        yield f"task.kind is {_short(kind)}. {nearest(str(kind)[:64], task_kinds())}"
-    labels = task.get("labels", [])
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        yield f"task.labels is {_short(labels)}; expected a list of texts"
-    elif len(set(labels)) < len(labels):
-        yield f"task.labels has repeated labels: {_short(labels)}"
-    length = task.get("max_length", 1)
-    if type(length) is not int or not 1 <= length <= LONGEST:
-        yield f"task.max_length is {_short(length)}; expected a number of tokens from 1 to {LONGEST:,}"
-    for key, kinds, said in (("template", str, "text"), ("pair", bool, "true or false"), ("pooling", str, "text")):
-        if key in task and not isinstance(task[key], kinds):
-            yield f"task.{key} is {_short(task[key])}; expected {said}"
 
 
 def _short(value: object) -> str:

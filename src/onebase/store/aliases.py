@@ -46,7 +46,7 @@ def read_aliases(home: Path) -> Histories:
     """
     path = home / FILE
     try:
-        raw = read_json(disk.read_file(path, FILE_BYTES))
+        raw = read_json(disk.read_regular(path, FILE_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

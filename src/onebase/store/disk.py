@@ -138,29 +138,31 @@ def sweep(folder: Path, older_than: float = STALE_SECONDS) -> None:
                         os.unlink(entry.path)
 
 
-def refuse_special(path: Path, most: int | None = None) -> None:
-    """Raise OSError unless `path` is a plain file of at most `most` bytes.
+def read_regular(path: Path, most: int) -> bytes:
+    """Return what a regular file holds; a link to one is fine, as hub caches have.
 
-    A pipe would block the reader for ever, a device never ends, and a link reads what is not in the folder.
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it is missing, a folder, a device or a pipe (which may never end), or larger.
     """
-    info = os.lstat(path)
-    if stat.S_ISLNK(info.st_mode):
-        raise OSError(errno.EINVAL, "is a symbolic link; copy the folder with what its links point to")
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EINVAL, "is no plain file")
-    if most is not None and info.st_size > most:
-        raise OSError(errno.EFBIG, f"has {info.st_size:,} bytes, of which at most {most:,} can be right")
+    size = _regular(path)
+    if size > most:
+        raise OSError(errno.EFBIG, f"{size} bytes, more than the {most} it may have")
+    return path.read_bytes()
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """Return the content of a plain file of at most `most` bytes; OSError says why not."""
-    refuse_special(path, most)
-    with open(path, "rb") as file:
-        return file.read(min(most, os.fstat(file.fileno()).st_size))
+def _regular(path: Path) -> int:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    return found.st_size
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a plain file, as hex."""
-    refuse_special(path)
+    """Return the sha256 of a regular file, as hex."""
+    _regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebase.errors import CorruptError
-from onebase.store.disk import read_file, sha256_file
+from onebase.store.disk import read_regular, sha256_file
 from onebase.store.schema import (
     CONFIG_FILE,
     PICKLES,
@@ -25,7 +25,7 @@ from onebase.store.tensors import decode, differences, most_bytes
 if TYPE_CHECKING:
     import torch
 
-CONFIG_BYTES = 2**26  # 64 MiB: a million labels fit; a real config has some kB
+CONFIG_BYTES = 64 * 2**20  # a config lists tensors, labels and probes: kilobytes
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -43,7 +43,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        raw = read_json(read_file(path, CONFIG_BYTES))
+        raw = read_json(read_regular(path, CONFIG_BYTES))
     except OSError as error:
         raise CorruptError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -84,7 +84,7 @@ def _config(folder: Path, known: AdapterConfig) -> tuple[AdapterConfig, list[str
     if not path.is_file() and not path.is_symlink():
         return known, [f"missing file {CONFIG_FILE}"]
     try:
-        raw = read_json(read_file(path, CONFIG_BYTES))
+        raw = read_json(read_regular(path, CONFIG_BYTES))
         refuse_newer(raw, str(path))
         config = parse_config(raw, CONFIG_FILE)
     except CorruptError as error:
@@ -128,7 +128,7 @@ def _mismatch(name: str, actual: str, expected: str | None) -> Iterator[str]:
 
 def _tensors(path: Path, config: AdapterConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     try:
-        data = read_file(path, most_bytes(config.tensors))
+        data = read_regular(path, most_bytes(config.tensors))
     except OSError as error:
         reason = f"missing file {path.name}" if not os.path.lexists(path) else f"file {path.name}: {error.strerror}"
         return {}, [reason, *(f"missing tensor {name!r}" for name in sorted(config.tensors))]
