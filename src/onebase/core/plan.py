@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from onebase.core.bank import COPIES, Bank, partition
 from onebase.core.contracts import AdapterModule, SiteDelta
 from onebase.core.layout import Layout
+from onebase.core.places import Places
 
 
 @dataclass(eq=False)
@@ -33,19 +35,40 @@ class At:
     """Where the tokens of one group are, and this job's dropout.
 
     Attributes:
-        mask: (b, T) true for real and virtual tokens, or None where the call's mask does not tell.
-        positions: (b, T) index of each token among its row's real and virtual tokens, those in the cache included, or
-            None.
+        generator: of this job's dropout; None draws from torch's default.
         prompt_length: virtual tokens of this group's adapter in this stack.
-        lengths: (b,) text tokens of each row's prompt, virtual ones not counted: as stated, or all tokens of a call
-            without a cache; None where several tokens follow a cache. A single one is never part of the prompt.
+        places: of the whole call, or None where the call's mask does not tell.
+        rows: (b,) the rows of this group; None: all.
     """
 
-    mask: Tensor | None = None
-    positions: Tensor | None = None
-    prompt_length: int = 0
-    lengths: Tensor | None = None
     generator: torch.Generator | None = None
+    prompt_length: int = 0
+    places: Places | None = None
+    rows: Tensor | None = None
+
+    def _own(self, values: Tensor) -> Tensor:
+        return values if self.rows is None else values[self.rows]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(b, T) true for real and virtual tokens, or None where the call's mask does not tell."""
+        return None if self.places is None else self._own(self.places.real)
+
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """(b, T) index of each token among its row's real and virtual tokens, those in the cache included, or None."""
+        return None if self.places is None else self._own(self.places.positions)
+
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        """(b,) text tokens of each row's prompt, virtual ones not counted: as stated, or all of a call without a cache.
+
+        None where several tokens follow a cache. A single one is never part of the prompt.
+        """
+        if self.places is None or self.places.counts is None:
+            return None
+        counts = self._own(self.places.counts)
+        return counts if self.places.stated is not None else counts - self.prompt_length
 
     def dropout(self, x: Tensor, rate: float, training: bool) -> Tensor:
         """Zero each element with probability `rate` and rescale, from the generator of this job."""
@@ -77,7 +100,10 @@ class Plan:
         layout: where virtual tokens went, or None.
         positions: (B, T) position of each token, for stacks whose position embedding counts columns, or None.
         caught: residual tensors of the layer being computed, by where they were caught.
+        has_plain: some rows have no adapter.
+        virtual: virtual tokens (P, D) of each group in this stack, None where it has none.
         picked: rows of several groups together, by the numbers of the groups: many sites ask for the same.
+        masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
     """
 
     batch: int
@@ -90,7 +116,10 @@ class Plan:
     row_group: Tensor | None = None  # (B,) index into groups, len(groups) for plain rows
     has_kv: bool = False
     caught: dict[str, Tensor] = field(default_factory=dict)
+    has_plain: bool = False
+    virtual: list[Tensor | None] = field(default_factory=list)
     picked: dict[tuple[int, ...], Picked] = field(default_factory=dict)
+    masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens
 
     def apply(self, x: Tensor | None, h: Tensor, site: str) -> Tensor:
@@ -227,6 +256,7 @@ def lower(
     plan = Plan(len(names), groups, None, has_kv=any(g.adapter.has_kv for g in groups))
     numbers = {name: i for i, name in enumerate(members)}
     by_row = [len(groups) if name is None else numbers[name] for name in names]
+    plan.has_plain = len(groups) in by_row
     if len(groups) == 1 and groups[0].rows is None:
         plan.pieces = [(0, len(names), groups[0])]
     else:
