@@ -24,7 +24,7 @@ import torch
 
 import onebase as ob
 from onebase.base import Base
-from onebase.core import bank
+from onebase.core import bank, plan
 
 RESULTS = Path(__file__).parent / "results" / "mixed.json"
 ROWS, TOKENS, ADAPTERS, LOADED = 64, 54, 64, 1000
@@ -164,9 +164,9 @@ def spread(base: Base, rounds: int) -> dict[str, Any]:
     found = {}
     for method in ("lora(rank=8, sites='paper')", "bottleneck(size=64, norms=False)"):
         for each in (2, 4, 8, 16):
-            bank.COPIES, kept = 64, bank.COPIES
+            plan.COPIES, kept = 64, plan.COPIES
             found[f"{method} {each} rows each"] = {"bank": mixed(base, method, rounds, each)["over_base"]}
-            bank.COPIES = kept
+            plan.COPIES = kept
             with looping():
                 found[f"{method} {each} rows each"]["loop"] = mixed(base, method, rounds, each)["over_base"]
             print(json.dumps(list(found.items())[-1]), flush=True)

@@ -40,7 +40,7 @@ class LoRADelta(Delta):
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Add the low-rank map of x."""
         x = at.dropout(x, self.dropout, self.training)
-        return h + self.scale * F.linear(F.linear(x, self.A.to(h.dtype)), self.B.to(h.dtype))
+        return torch.add(h, F.linear(F.linear(x, self.A.to(h.dtype)), self.B.to(h.dtype)), alpha=self.scale)
 
     def signature(self) -> Hashable | None:
         """Return shapes and scale."""
