@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from onebase.core.bank import Bank, key_of, partition
 from onebase.core.contracts import AdapterModule, Delta
+from onebase.core.packing import make_packing
 from onebase.core.plan import At, Routed, lower
 from onebase.core.site import NormInfo
 from onebase.methods.adalora import TripletDelta
@@ -221,3 +222,27 @@ def test_a_bank_keeps_the_dtype_of_the_value(kind):
             wide_h = plan_for("abcd", deltas).apply(x.float(), h.float(), SITE)
         assert wide_h.dtype == torch.float32
         assert (wide_h - wide).abs().max() <= 0.04 * wide.abs().max()
+
+
+@pytest.mark.parametrize("lengths", [(5, 5, 5, 5), (5, 3, 4, 5), (5, 1, 1, 1)])
+@pytest.mark.parametrize("names", ["abcd", "abca", "abba"])
+@pytest.mark.parametrize("kind", ["lora", "serial", "norm"])
+def test_packed_tokens_of_texts_of_different_lengths(kind, names, lengths):
+    """Groups of unequal size are padded with their own tokens; NaN stays in its rows there too."""
+    deltas = {name: build(MAKERS[kind], seed) for seed, name in enumerate("abcd")}
+    names = [*names, None]
+    mask = torch.arange(5) < torch.tensor([*lengths, 2])[:, None]
+    packing = make_packing(mask)
+    assert packing is not None
+    x, h = torch.randn(5, 5, D), torch.randn(5, 5, D)
+    for sick in (False, True):
+        x[1] = float("nan") if sick else x[1]
+        plan = plan_for(names, deltas)
+        plan.pack(packing)
+        new = packing.unpack(plan.apply(packing.pack(x), packing.pack(h), SITE))
+        expected = torch.where(mask[..., None], by_loop(names, deltas, x, h), torch.zeros(()))
+        assert torch.allclose(new, expected, atol=1e-5, equal_nan=True)
+        kept = parameters({n: d for n, d in deltas.items() if n in names and n != names[1]})
+        found = torch.autograd.grad(new.square().sum(), kept)
+        alone = torch.autograd.grad(expected.square().sum(), kept)
+        assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(found, alone))

@@ -284,8 +284,30 @@ class Base:
         inputs = {k: batch[k] for k in known if k in batch}
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self._installed.context.use(as_route(adapter, strip=True)):
+        with self.packed(adapter, strip=True):
             return stack.module(**inputs).last_hidden_state
+
+    def packs(self, adapter: str) -> bool:
+        """Whether rows of an adapter are computed without their padding in `states` and in training."""
+        routed = self._find(adapter)
+        return self._installed.packs and not routed.positional and not routed.drops()
+
+    @contextmanager
+    def packed(
+        self, adapter: AdapterNames, *, strip: bool = False, prompts: Sequence[int] | None = None
+    ) -> Iterator[None]:
+        """Route like `use`, and compute rows without their padding where the base can.
+
+        For callers that read nothing but the last states, or logits made of them; states are zero in padding.
+
+        Args:
+            adapter, prompts: as in `use`.
+            strip: an encoder that feeds a decoder hands back the callers' tokens only.
+        """
+        with self._installed.packing() as pack:
+            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack)
+            with self._installed.context.use(route):
+                yield
 
     def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
         """Return pooled states (B, D), float32."""

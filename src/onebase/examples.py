@@ -163,7 +163,7 @@ def token_logits(
         )
     if base.anatomy.stacks[-1].causal:
         more["use_cache"] = False
-    with base.use(name, prompts=_prompts(rows) if prompted and not base.is_encoder_decoder else None):
+    with base.packed(name, prompts=_prompts(rows) if prompted and not base.is_encoder_decoder else None):
         return base.model(**batch, **more).logits
 
 

@@ -16,7 +16,11 @@ FAMILIES = ("bert", "gpt2", "t5", "llama", "albert")
 GROUPS = {
     "linear": ("lora(rank=2)", "ia3", "lora(rank=2, sites='paper')"),
     "exits": ("bottleneck(size=3)", "bottleneck(preset='parallel', size=3)"),
-    "virtual": ("prefix(length=3, init='random')", "prefix(length=3, init='random')", "prompt(length=2, init='uniform')"),
+    "virtual": (
+        "prefix(length=3, init='random')",
+        "prefix(length=3, init='random')",
+        "prompt(length=2, init='uniform')",
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -86,8 +86,32 @@ def dissect(model: Any) -> Anatomy:
             sites[site.name] = site
             if core is not None:
                 kv_modules.append((core, site))
+    if source == "row":  # what discovery found may mix tokens where nobody looked
+        stacks = [replace(stack, packs=_packs(stack, config, sites.values())) for stack in stacks]
     hidden = stacks[0].hidden
     return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, hidden, source)
+
+
+def _packs(stack: Stack, config: Any, sites: Iterable[Site]) -> bool:
+    """Whether a stack computes the same on packed rows, with an attention function that takes them apart.
+
+    Positions must be given with the call, every attention must go through the function, and see all of its row: a
+    window counts columns of the batch.
+    """
+    own = [site for site in sites if site.stack == stack.name]
+    attention = [site for site in own if site.kind == "kv"]
+    windows = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return (
+        stack.position_start is not None
+        and stack.positions is None
+        and stack.patches is None
+        and not windows
+        and kinds <= {"full_attention"}
+        and len(attention) == len(stack.layers)
+        and not any(site.unsupported for site in attention)
+        and not any(site.groupwise for site in own)
+    )
 
 
 class _Finder:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebase.core.packing import Packing, gather, spread
 from onebase.core.plan import Plan
 from onebase.core.route import Runtime
 from onebase.errors import UnsupportedError
@@ -69,6 +70,8 @@ def register(original: str) -> str:
 def _mask(original: Any, **kw: Any) -> Any:
     """Build the mask; never skip it while a prefix may be live (a skipped mask cannot be extended)."""
     plans = [runtime.plan for runtime in list(_RUNTIMES) if runtime.inside]
+    if any(plan is not None and plan.packing is not None for plan in plans):
+        return None  # packed rows have masks of their own, see `_packed`
     known = bool(plans) and not any(plan is not None and plan.has_kv for plan in plans)
     if not known:
         kw["allow_is_causal_skip"] = False
@@ -99,19 +102,64 @@ def _attend(
         runtime.recorder[entry[1]] = (key.detach(), value.detach())
     plan = runtime.plan
     prefix = _gather(plan, entry[1], key) if plan is not None and plan.has_kv else None
+    if plan is not None and plan.packing is not None:
+        shown = None if prefix is None else (*prefix[:2], _visible(plan, prefix[2], key))
+        return _packed(name, plan.packing, shown, module, query, key, value, **kw), None
     if prefix is None:
         return original(module, query, key, value, mask, **kw)
     keys, values, lengths = prefix  # (B, Hkv, P, hd) twice, prefix columns of each group and of plain rows
-    causal = kw.pop("is_causal", None)
-    causal = getattr(module, "is_causal", True) if causal is None else causal
     assert plan is not None
-    mask = _mask_of(plan, mask, lengths, query, key, bool(causal), name)
+    mask = _mask_of(plan, mask, lengths, query, key, _causal(module, kw), name)
     bias = kw.get("position_bias")
     if bias is not None:  # T5: a prefix has no position, so no bias
         kw["position_bias"] = torch.cat([bias.new_zeros(*bias.shape[:3], keys.shape[2]), bias], -1)
     key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
     output, weights = original(module, query, key, value, mask, is_causal=False, **kw)
     return output, None if weights is None else weights[..., keys.shape[2] :]
+
+
+def _causal(module: nn.Module, kw: dict[str, Any]) -> bool:
+    """Take the caller's word out of `kw`, else the module's."""
+    causal = kw.pop("is_causal", None)
+    return bool(getattr(module, "is_causal", True) if causal is None else causal)
+
+
+def _packed(
+    name: str,
+    packing: Packing,
+    prefix: tuple[Tensor, Tensor, Tensor] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    **kw: Any,
+) -> Tensor:
+    """Return the attention of packed tokens (1, heads, n, head dim), a few rows at a time: (1, n, heads, head dim)."""
+    original, causal = _original(name, module), _causal(module, kw)
+    memo = name, causal, query.dtype
+    if memo not in packing.masks:
+        packing.masks[memo] = [_chunk_mask(chunk.mask, causal, name, query.dtype) for chunk in packing.chunks]
+    found = []
+    for chunk, mask in zip(packing.chunks, packing.masks[memo]):
+        q, k, v = (spread(values, chunk) for values in (query, key, value))
+        if prefix is not None:
+            keys, values, visible = (part[slice(*chunk.rows)] for part in prefix)
+            mask = _extend(mask, visible, q, k, causal, name)
+            k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        found.append(gather(original(module, q, k, v, mask, is_causal=False, **kw)[0], chunk))
+    return torch.cat(found)[None]
+
+
+def _chunk_mask(real: Tensor, causal: bool, name: str, dtype: torch.dtype) -> Tensor | None:
+    """Return what the original expects, (b, 1, 1 or t, t), for real tokens (b, t); None where all see all."""
+    if not causal and bool(real.all()):
+        return None
+    seen = real[:, None, None, :]
+    if causal:
+        seen = seen & torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).tril()
+    if name != "eager":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _gather(plan: Plan, site: str, key: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
@@ -129,7 +177,7 @@ def _gather(plan: Plan, site: str, key: Tensor) -> tuple[Tensor, Tensor, tuple[i
     keys, values = (_stack([None if pair is None else pair[i] for pair in pairs], width, key) for i in (0, 1))
     if plan.row_group is not None and len(pairs) > 1:
         keys, values = keys.index_select(0, plan.row_group), values.index_select(0, plan.row_group)
-    rows = (key.shape[0], -1, -1, -1)
+    rows = (key.shape[0] if plan.packing is None else plan.packing.rows, -1, -1, -1)
     return keys.transpose(1, 2).expand(rows), values.transpose(1, 2).expand(rows), lengths
 
 
@@ -151,10 +199,15 @@ def _mask_of(
     ask = (id(mask), lengths, query.shape[2], key.shape[2], query.dtype, causal, name)
     found = plan.masks.get(ask)
     if found is None:
-        column = torch.arange(max(lengths), device=key.device)
-        visible = column < torch.tensor(lengths, device=key.device)[plan.row_group][:, None]  # (B, P)
+        visible = _visible(plan, lengths, key)
         found = plan.masks[ask] = (mask, _extend(mask, visible, query, key, causal, name))  # keeps `id(mask)` taken
     return found[1]
+
+
+def _visible(plan: Plan, lengths: tuple[int, ...], key: Tensor) -> Tensor:
+    """Return which prefix columns each row has, (B, P)."""
+    column = torch.arange(max(lengths), device=key.device)
+    return column < torch.tensor(lengths, device=key.device)[plan.row_group][:, None]
 
 
 def _extend(mask: Tensor | None, visible: Tensor, query: Tensor, key: Tensor, causal: bool, name: str) -> Tensor:

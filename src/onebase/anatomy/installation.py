@@ -6,6 +6,7 @@ attention function at the first prefix. `close` leaves hooks, flags, attention s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,8 @@ class Installation:
                 model.register_forward_hook(self._drop_ids, with_kwargs=True, always_call=True),
             ]
         self.attention: list[tuple[Any, str]] = []  # (config, original setting)
+        self._prefixes = False  # some adapter needs the attention function
+        self._packed, self._lock = 0, threading.Lock()  # calls that need it now
         flags = [(p, p.requires_grad) for p in model.parameters()]
         modes = [(m, m.training) for m in model.modules()]
         self._flags, self._modes = flags, modes
@@ -91,7 +94,9 @@ class Installation:
         for name in routed.deltas:
             site = self.anatomy.sites[name]
             if site.kind == "kv":
-                self._switch_attention()
+                with self._lock:
+                    self._prefixes = True
+                    self._switch_attention()
             elif site.kind == "input":
                 if site.path not in self.inputs:
                     self.inputs[site.path] = InputTap(site.module, self.runtime, site)
@@ -123,8 +128,10 @@ class Installation:
             self.catches.pop(key).handle.remove()
         for shared in set(self.per_group) - {site.groupwise for site in sites}:
             self.per_group.pop(shared).remove()
-        if not any(site.kind == "kv" for site in sites):
-            self._restore_attention()
+        with self._lock:
+            self._prefixes = any(site.kind == "kv" for site in sites)
+            if not self._prefixes and not self._packed:
+                self._restore_attention()
 
     # -- attention -----------------------------------------------------------------------------------------------
 
@@ -145,6 +152,32 @@ class Installation:
         for module, _ in self.anatomy.kv_modules:
             attention.detach(module)
         self.attention = []
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows can be computed without their padding."""
+        return self.anatomy.stacks[0].packs and self.original_attention() in attention.SUPPORTED
+
+    @contextmanager
+    def packing(self) -> Iterator[bool]:
+        """Let the calls of this block be packed; says whether they can be.
+
+        Only meanwhile the base computes attention through the attention function: a direct call to the model at
+        another time is computed as transformers alone would.
+        """
+        if not self.packs:
+            yield False
+            return
+        with self._lock:
+            self._packed += 1
+            self._switch_attention()
+        try:
+            yield True
+        finally:
+            with self._lock:
+                self._packed -= 1
+                if not self._packed and not self._prefixes:
+                    self._restore_attention()
 
     def original_attention(self) -> str:
         """Return the base's own attention implementation."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
 from onebase.core.layout import Layout, make_layout
+from onebase.core.packing import make_packing
 from onebase.core.places import Places
 from onebase.core.plan import Group, Plan, Routed, lower
 from onebase.core.route import Frame, Route, RouteContext, Runtime
@@ -53,6 +54,7 @@ class Anchor:
             n for n, p in inspect.signature(stack.module.forward).parameters.items() if p.kind != p.VAR_KEYWORD
         ]
         self.cache = CACHES[0] if CACHES[0] in self.names else CACHES[1]  # what this stack calls its KV cache
+        self.types = any(name.endswith("token_type_ids") for name, _ in stack.module.named_buffers())
         # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
         enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
         self.handles = [
@@ -138,6 +140,8 @@ class Anchor:
         self._locate(plan, route, call, columns)
         if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
             plan.positions = call.pop("position_ids", None)
+        if route.pack and self._may_pack(plan, call):
+            self._pack(plan, call)
         return plan
 
     def _refuse_padding(self, mask: Tensor) -> None:
@@ -169,6 +173,40 @@ class Anchor:
         if start is None or call.get("position_ids") is not None or bool(mask[:, 0].all()):
             return
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:] + start
+
+    # -- packing -----------------------------------------------------------------------------------------------------
+
+    def _may_pack(self, plan: Plan, call: dict[str, Any]) -> bool:
+        """Whether the rows of this call can be computed without their padding."""
+        mask = call.get("attention_mask")
+        if not self.stack.packs or not isinstance(mask, Tensor) or mask.dim() != 2 or "position_ids" not in self.names:
+            return False
+        if call.get(self.cache) is not None or (self.stack.causal and call.get("use_cache") is not False):
+            return False
+        config = self.stack.module.config
+        for name in ("output_hidden_states", "output_attentions"):
+            if call.get(name) or getattr(config, name, False):
+                return False
+        return not any(g.adapter.positional or g.adapter.drops() for g in plan.groups)
+
+    def _pack(self, plan: Plan, call: dict[str, Any]) -> None:
+        """Put the real tokens of all rows into one row; attention puts them apart again."""
+        mask = call["attention_mask"]
+        packing = make_packing(mask)
+        if packing is None:
+            return
+        position = call.get("position_ids")
+        if position is None:
+            position = (mask.long().cumsum(1) - 1).clamp(min=0) + (self.stack.position_start or 0)
+        call["position_ids"] = packing.pack(position.expand(packing.rows, packing.columns))
+        for name in ("input_ids", "inputs_embeds", "token_type_ids"):
+            if call.get(name) is not None:
+                call[name] = packing.pack(call[name])
+        if self.types and call.get("token_type_ids") is None:
+            # the stack's own zeros are cut from a buffer that is as long as its positions
+            call["token_type_ids"] = torch.zeros_like(call["position_ids"])
+        call["attention_mask"] = None
+        plan.pack(packing)
 
     # -- words -------------------------------------------------------------------------------------------------------
 
@@ -368,16 +406,17 @@ class Anchor:
     def pool(self, module: nn.Module, args: tuple) -> tuple | None:
         """Let a pooler inside the stack see the callers' tokens only."""
         plan = self.runtime.plan
-        if plan is None or plan.layout is None:
+        if plan is None or (plan.layout is None and plan.packing is None):
             return None
-        if self.stack.pooled is not None:
-            return (plan.layout.gather(plan.caught[POOLED])[:, 0], *args[1:])
-        return (plan.layout.gather(args[0]), *args[1:])
+        states = args[0] if self.stack.pooled is None else plan.caught[POOLED]
+        states = states if plan.packing is None else plan.packing.unpack(states)
+        states = states if plan.layout is None else plan.layout.gather(states)
+        return (states if self.stack.pooled is None else states[:, 0], *args[1:])
 
     def keep_pooled(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Keep the states for a pooler that is called with their first token only."""
         plan = self.runtime.plan
-        if plan is not None and plan.layout is not None:
+        if plan is not None and (plan.layout is not None or plan.packing is not None):
             plan.caught[POOLED] = output[0]
 
     # -- inside the call -----------------------------------------------------------------------------------------
@@ -403,8 +442,12 @@ class Anchor:
         plan = runtime.frames[-1].plan
         runtime.pop()
         nested = bool(runtime.frames)
-        if output is None or nested or plan is None or plan.layout is None:
+        if output is None or nested or plan is None:
             return None
+        if plan.packing is not None:
+            output.last_hidden_state = plan.packing.unpack(output.last_hidden_state)
+        if plan.layout is None:
+            return output
         cache = output_cache(output)
         if cache is not None and getattr(cache, MEMO, None) is None:
             setattr(cache, MEMO, plan.layout)
@@ -424,8 +467,9 @@ def cache_length(call: dict[str, Any]) -> int:
 
 def output_cache(output: Any) -> Any:
     """Return the KV cache that a stack hands back in a ModelOutput, or None."""
-    held = () if isinstance(output, tuple) else output.keys()
-    return next((output[name] for name in CACHES if name in held), None)
+    if isinstance(output, tuple):
+        return None
+    return next((output[name] for name in CACHES if name in output.keys()), None)  # noqa: SIM118
 
 
 def strip(output: Any, layout: Layout) -> Any:

@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from onebase.core.bank import COPIES, Bank, partition
+from onebase.core.bank import COPIES, PADDED, Bank, partition
 from onebase.core.contracts import AdapterModule, SiteDelta
 from onebase.core.layout import Layout
+from onebase.core.packing import Packing
 from onebase.core.places import Places
 
 
@@ -28,6 +29,14 @@ class Routed:
     has_kv: bool = False
     positional: bool = False  # a delta reads where tokens are
     generator: torch.Generator | None = None  # dropout of this job; None draws from torch's default
+
+    _drops: bool | None = None
+
+    def drops(self) -> bool:
+        """Whether a delta draws dropout now."""
+        if self._drops is None:
+            self._drops = any(getattr(module, "dropout", 0.0) for module in self.module.modules())
+        return self._drops and self.module.training
 
 
 @dataclass(eq=False)
@@ -104,6 +113,8 @@ class Plan:
         virtual: virtual tokens (P, D) of each group in this stack, None where it has none.
         picked: rows of several groups together, by the numbers of the groups: many sites ask for the same.
         masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
+        packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
+            pieces and orders are those of tokens; `row_group` is that of the rows still.
     """
 
     batch: int
@@ -121,6 +132,25 @@ class Plan:
     picked: dict[tuple[int, ...], Picked] = field(default_factory=dict)
     masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens
+    packing: Packing | None = None
+
+    def pack(self, packing: Packing) -> None:
+        """Compute on packed tokens from now on: what was said of rows is said of their tokens."""
+        self.packing, self.batch = packing, packing.tokens
+        ends = [0]
+        for length in packing.lengths:
+            ends.append(ends[-1] + length)
+        if self.pieces is not None:
+            self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
+        for group in self.groups:
+            group.at.places = None
+            if group.rows is not None:
+                group.rows = packing.of_rows(group.rows)
+        if self.order is not None and self.plain is not None:
+            self.plain = packing.of_rows(self.plain)
+            place = torch.cat([*(g.rows for g in self.groups if g.rows is not None), self.plain])
+            self.order = torch.empty_like(place)
+            self.order[place] = torch.arange(len(place), device=place.device)
 
     def apply(self, x: Tensor | None, h: Tensor, site: str) -> Tensor:
         """Apply every routed delta at `site` to its own rows.
@@ -173,7 +203,8 @@ class Plan:
         for numbers in banks:
             picked = self.pick(numbers)
             deltas = [self.groups[number].adapter.deltas[site] for number in numbers]
-            own = (x, h) if picked.rows is None else (x.index_select(0, picked.rows), h.index_select(0, picked.rows))
+            taken = picked.rows if picked.fill is None else picked.fill
+            own = (x, h) if taken is None else (x.index_select(0, taken), h.index_select(0, taken))
             if picked.per_delta is not None:  # the rows of each delta lie side by side: no copies of its weights
                 x_own, h_own = (v.reshape(len(numbers), picked.per_delta * v.shape[1], v.shape[2]) for v in own)
                 new = Bank(deltas).compute(x_own, h_own).reshape(own[1].shape)  # type: ignore[arg-type]
@@ -181,6 +212,7 @@ class Plan:
                 new = Bank(deltas, picked.index).compute(*own)  # type: ignore[arg-type]
             if picked.rows is None:
                 return new  # every row of the call
+            new = new if picked.real is None else new.index_select(0, picked.real)
             out = (h.clone() if out is None else out).index_copy_(0, picked.rows, new)
         for group in (self.groups[number] for number in rest):
             own = x.index_select(0, group.rows), h.index_select(0, group.rows)  # type: ignore[arg-type]
@@ -201,8 +233,11 @@ class Plan:
         equal = counts[0] if len(set(counts)) == 1 else None
         if sum(counts) == self.batch:  # all groups, hence in the order of `groups`, and no plain row
             sorted_rows = self.pieces is not None or self.batch == len(numbers)
-            return Picked(None, self.row_group, equal if sorted_rows else None, self.batch / len(numbers))
+            if self.packing is None or (sorted_rows and equal):
+                return Picked(None, self.row_group, equal if sorted_rows else None, self.batch / len(numbers))
         rows = torch.cat([self.groups[number].rows for number in numbers])  # type: ignore[misc]
+        if self.packing is not None and equal is None:
+            return _pad(rows, counts)
         index = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=rows.device)
         return Picked(rows, index, equal, sum(counts) / len(numbers))
 
@@ -221,12 +256,29 @@ class Picked:
         index: (b,) which of the groups each of these rows belongs to.
         per_delta: rows of each group, where they lie side by side and are as many in each; else None.
         copies: rows per group, on average.
+        fill: (G * per_delta,) rows of each group, padded with its own last row, where groups are of unequal size.
+        real: (b,) places of `rows` among `fill`.
     """
 
     rows: Tensor | None
     index: Tensor | None
     per_delta: int | None
     copies: float
+    fill: Tensor | None = None
+    real: Tensor | None = None
+
+
+def _pad(rows: Tensor, counts: list[int]) -> Picked:
+    """Pad groups of packed tokens to the largest; a copy of the weights per token would be far more."""
+    width, total = max(counts), sum(counts)
+    if width * len(counts) > PADDED * total:
+        return Picked(rows, None, None, float("inf"))
+    count = torch.tensor(counts, device=rows.device)[:, None]
+    column = torch.arange(width, device=rows.device)
+    first = count.cumsum(0) - count
+    fill = rows[(first + torch.minimum(column, count - 1)).flatten()]
+    real = (column < count).flatten().nonzero()[:, 0]
+    return Picked(rows, None, width, total / len(counts), fill, real)
 
 
 def lower(

@@ -23,12 +23,14 @@ class Route:
         repeat: rows per entry that a stated beam or sample factor makes (entry i covers rows i*repeat ...).
         strip: an encoder that feeds a decoder hands back only the callers' tokens (used when it is read alone).
         prompts: tokens of the prompt of each entry (or of each row, under a single name), where texts go on after it.
+        pack: rows may be computed without their padding; only the last states are read, and zeros are in padding.
     """
 
     names: str | tuple[str | None, ...] | None
     repeat: int = 1
     strip: bool = False
     prompts: tuple[int, ...] | None = None
+    pack: bool = False
 
     def per_row(self, rows: int) -> list[str | None]:
         """Return one name per row.
@@ -162,7 +164,8 @@ def as_route(
     repeat: int = 1,
     strip: bool = False,
     prompts: Sequence[int] | None = None,
+    pack: bool = False,
 ) -> Route:
     """Turn a name or a list of names into a route."""
     names = adapter if adapter is None or isinstance(adapter, str) else tuple(adapter)
-    return Route(names, repeat, strip, None if prompts is None else tuple(prompts))
+    return Route(names, repeat, strip, None if prompts is None else tuple(prompts), pack)

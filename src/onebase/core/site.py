@@ -183,6 +183,7 @@ class Stack:
         layers: the layer modules, for gradient checkpointing.
         layer_dropout: attributes of a layer object (or of its config) with dropout rates that it applies itself.
         padding: 'left' or 'right' -> why rows cannot be padded on that side.
+        packs: everything in the stack but attention is pointwise, and positions can be given: rows can be packed.
     """
 
     name: str
@@ -205,6 +206,7 @@ class Stack:
     layers: tuple[nn.Module, ...] = field(repr=False, default=())
     layer_dropout: tuple[str, ...] = ()
     padding: Mapping[str, str] = field(default_factory=dict)
+    packs: bool = False
 
 
 def standardize(x: Tensor, norm: NormInfo) -> Tensor:

@@ -65,11 +65,25 @@ class Examples:
         """Number of units."""
         return len(self.rows) if self.unit is None else int(self.unit.max()) + 1 if len(self.unit) else 0
 
-    def batches(self, order: Sequence[int], size: int) -> Iterator[list[int]]:
-        """Cut indices into batches of rows with similar length."""
-        ranked = sorted(order, key=lambda i: len(self.rows[i].ids))
-        for start in range(0, len(ranked), size):
-            yield ranked[start : start + size]
+    def batches(self, order: Sequence[int], size: int, tokens: int | None = None) -> Iterator[list[int]]:
+        """Cut indices into batches of rows with similar length.
+
+        Args:
+            order: which rows.
+            size: most rows of a batch.
+            tokens: most tokens of a batch, padding not counted; a single row may have more. None: any number.
+        """
+        batch: list[int] = []
+        total = 0
+        for i in sorted(order, key=lambda i: len(self.rows[i].ids)):
+            length = len(self.rows[i].ids)
+            if batch and (len(batch) == size or (tokens is not None and total + length > tokens)):
+                yield batch
+                batch, total = [], 0
+            batch.append(i)
+            total += length
+        if batch:
+            yield batch
 
 
 @dataclass(frozen=True, eq=False)

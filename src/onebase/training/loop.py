@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from onebase.devices import micro_rows
+from onebase.devices import micro_rows, packed_tokens
 from onebase.examples import forward
 from onebase.tasks import get_task
 from onebase.training.cached import backward_cached, exceeds
@@ -94,12 +94,15 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
     means. Micro-batches hold rows of similar length, so that little of the work is padding.
     """
     size = piece = job.settings.batch_size
+    tokens = None
     if get_task(job.adapter.task["kind"]).whole_batch:
         size = len(batch)
+    elif base.packs(job.adapter.name):
+        tokens = packed_tokens(base.device)
     else:
         size = micro_rows(base.device, size)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for micro in job.train.batches(batch, size):
+    for micro in job.train.batches(batch, size, tokens):
         if exceeds(job.adapter.task, job.train, micro):
             part = backward_cached(base, job.adapter, job.train, micro, micro_rows(base.device, piece))
         else:
