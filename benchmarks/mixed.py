@@ -5,7 +5,8 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py --spread --dry   # bank or loop, by rows per adapter
 
 Times are processor time of the one thread, so that what else the machine does counts little; calls of the compared
-variants take turns. A result is the median of the ratios of neighbours, with their quartiles. `--loop` takes the banks away, to show what they are worth.
+variants take turns. A result is the median of the ratios of neighbours, with their quartiles. `--loop` takes the banks
+away, to show what they are worth.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def spread(base: Base, rounds: int) -> dict[str, Any]:
     return found
 
 
-class looping:  # noqa: N801 - reads as a statement
+class looping:
     """Take the banks away for a while."""
 
     def __enter__(self) -> None:
@@ -228,17 +229,21 @@ def main() -> None:
             else:
                 found[case] = mixed(base, CASES[case], args.rounds)
             print(case, json.dumps(found[case]), flush=True)
-    if args.dry:
-        return
+    if not args.dry:
+        write(found, "loop" if args.loop else "bank", args.rounds)
+
+
+def write(found: dict[str, Any], key: str, rounds: int) -> None:
+    """Put results beside those that are there."""
     facts = {
         "base": "minilm", "dtype": "bfloat16", "rows": ROWS, "tokens": TOKENS, "adapters": ADAPTERS, "threads": 1,
-        "rounds": args.rounds, "machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+        "rounds": rounds, "time": "processor time", "machine": platform.machine(), "cores": os.cpu_count(),
+        "torch": torch.__version__,
     }  # fmt: skip
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    key = "loop" if args.loop else "bank"
-    before[key] = {**before.get(key, {}), **found}
-    before["facts"] = facts
-    RESULTS.write_text(json.dumps(before, indent=1) + "\n")
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known[key] = {**known.get(key, {}), **found}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({**known, "facts": facts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

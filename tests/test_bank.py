@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,7 +146,7 @@ def test_nan_stays_in_the_rows_of_its_adapter(kind, route, where):
 class Counting(LoRADelta):
     """A LoRA that counts how it is computed."""
 
-    calls: list[str] = []
+    calls: ClassVar[list[str]] = []
 
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         self.calls.append("alone")

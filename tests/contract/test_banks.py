@@ -1,4 +1,4 @@
-"""Several adapters of one method in a batch, which are computed together, equal each row alone on real architectures."""
+"""Several adapters of one method in a batch are computed together, and equal each row alone on real architectures."""
 
 from __future__ import annotations
 

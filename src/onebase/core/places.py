@@ -53,7 +53,7 @@ class Places:
 
     @cached_property
     def counts(self) -> Tensor | None:
-        """(B,) tokens of the prompt, virtual ones included unless the caller stated them; None: the call cannot tell."""
+        """(B,) tokens of the prompt, virtual ones included unless the caller stated it; None: the call cannot tell."""
         if self.stated is not None:
             return torch.tensor(self.stated, device=self.device)
         if self.past and self.columns != 1:

@@ -44,7 +44,7 @@ class NormDelta(Delta):
     def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
         """Add each one's change of gain and bias."""
         h = torch.addcmul(h, bank.vector("gamma", h), standardize(x, self.norm).to(h.dtype))
-        return h if self.beta is None else h + bank.vector("beta", h)
+        return h if self.beta is None else h.add_(bank.vector("beta", h))  # a new tensor by now
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add to gain and bias; right also where the module multiplies by 1 + weight (Gemma)."""
