@@ -27,6 +27,7 @@ LAYERS = [
         "as_model",
         "filling",
         "generation",
+        "rebuild",
         "storing",
         "loading",
         "words",

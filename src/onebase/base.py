@@ -433,7 +433,8 @@ class Base:
             texts: one text or n.
             adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
             pairs: second texts, for tasks on pairs: the context of a question, the document of a query.
-            batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`.
+            batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`. Rows with the
+                same tokens and adapter are computed once.
 
         Returns:
             n predictions.
@@ -448,7 +449,9 @@ class Base:
             return self.fill(texts, names, batch_size=batch_size)
         rows = self._encode_each(names, texts, pairs)
         flat = [(i, row) for i, many in enumerate(rows) for row in many]
-        order = sorted(range(len(flat)), key=lambda i: len(flat[i][1].ids))
+        first: dict[tuple, int] = {}  # the same tokens under the same adapter are computed once
+        same = [first.setdefault(_content(names[i], row), place) for place, (i, row) in enumerate(flat)]
+        order = sorted(first.values(), key=lambda i: len(flat[i][1].ids))
         values: list[Tensor | None] = [None] * len(flat)
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
@@ -458,8 +461,8 @@ class Base:
                 for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part])):
                     values[i] = value
         found: list[list[Tensor]] = [[] for _ in texts]
-        for (text, _), value in zip(flat, values):
-            found[text].append(value)  # type: ignore[arg-type]
+        for (text, _), place in zip(flat, same):
+            found[text].append(values[place])  # type: ignore[arg-type]
         return [
             self._prediction(names[i], rows[i], found[i], texts[i], None if pairs is None else pairs[i])
             for i in range(len(texts))
@@ -663,6 +666,11 @@ def _real(batch: Mapping[str, Tensor], states: Tensor) -> Tensor:
     """Return which tokens are real, (B, T): those of the mask, or all where images have none."""
     mask = batch.get("attention_mask")
     return torch.ones(states.shape[:2], dtype=torch.long, device=states.device) if mask is None else mask
+
+
+def _content(name: str | None, row: Encoded) -> tuple:
+    """Return what an answer depends on: the adapter and the tokens."""
+    return name, tuple(row.ids), None if row.types is None else tuple(row.types)
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:

@@ -103,14 +103,18 @@ def _attend(
     plan = runtime.plan
     prefix = _gather(plan, entry[1], key) if plan is not None and plan.has_kv else None
     if plan is not None and plan.packing is not None:
-        return _packed(name, plan.packing, prefix, module, query, key, value, **kw), None
+        shown = None if prefix is None else (*prefix[:2], _visible(plan, prefix[2], key))
+        return _packed(name, plan.packing, shown, module, query, key, value, **kw), None
     if prefix is None:
         return original(module, query, key, value, mask, **kw)
-    keys, values, visible = prefix  # (B, Hkv, P, hd) twice, (B, P) or (B, T, P)
+    keys, values, lengths = prefix  # (B, Hkv, P, hd) twice, prefix columns of each group and of plain rows
+    assert plan is not None
     window = kw.get("sliding_window") or getattr(module, "sliding_window", None)
-    if window is not None:
-        visible = _slide(plan, entry[1], visible, int(window), query.shape[2])  # type: ignore[arg-type]
-    mask = _extend(mask, visible, query, key, _causal(module, kw), name)
+    if window is not None and any(getattr(g.adapter.deltas.get(entry[1]), "slides", False) for g in plan.groups):
+        visible = _slide(plan, entry[1], _visible(plan, lengths, key), int(window), query.shape[2])
+        mask = _extend(mask, visible, query, key, _causal(module, kw), name)
+    else:
+        mask = _mask_of(plan, mask, lengths, query, key, _causal(module, kw), name)
     bias = kw.get("position_bias")
     if bias is not None:  # T5: a prefix has no position, so no bias
         kw["position_bias"] = torch.cat([bias.new_zeros(*bias.shape[:3], keys.shape[2]), bias], -1)
@@ -163,23 +167,23 @@ def _chunk_mask(real: Tensor, causal: bool, name: str, dtype: torch.dtype) -> Te
     return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _gather(plan: Plan, site: str, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return each row's prefix at `site`, padded to the longest, and which columns exist."""
+def _gather(plan: Plan, site: str, key: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+    """Return each row's prefix at `site`, padded to the longest, and how many columns each group has, plain rows last.
+
+    One stack and one index operation for all rows, so that many prefixes cost what one costs.
+    """
     pairs = [g.adapter.deltas[site].kv() if site in g.adapter.deltas else None for g in plan.groups]  # type: ignore[union-attr]
-    width = max((pair[0].shape[0] for pair in pairs if pair is not None), default=0)
+    lengths = tuple(0 if pair is None else pair[0].shape[0] for pair in pairs)
+    width = max(lengths, default=0)
     if width == 0:
         return None
-    empty = key.new_zeros(key.shape[1], width, key.shape[3])
-    keys, values, lengths = [], [], []
-    for pair in [*pairs, None]:
-        length = 0 if pair is None else pair[0].shape[0]
-        lengths.append(length)
-        for out, i in ((keys, 0), (values, 1)):
-            out.append(empty if pair is None else _pad(pair[i], width, key))
-    row = plan.row_group
-    column = torch.arange(width, device=key.device)
-    visible = column < torch.tensor(lengths, device=key.device)[row][:, None]  # type: ignore[index]
-    return torch.stack(keys)[row], torch.stack(values)[row], visible
+    if plan.has_plain:
+        pairs, lengths = [*pairs, None], (*lengths, 0)
+    keys, values = (_stack([None if pair is None else pair[i] for pair in pairs], width, key) for i in (0, 1))
+    if plan.row_group is not None and len(pairs) > 1:
+        keys, values = keys.index_select(0, plan.row_group), values.index_select(0, plan.row_group)
+    rows = (key.shape[0] if plan.packing is None else plan.packing.rows, -1, -1, -1)
+    return keys.transpose(1, 2).expand(rows), values.transpose(1, 2).expand(rows), lengths
 
 
 def _slide(plan: Plan, site: str, visible: Tensor, window: int, queries: int) -> Tensor:
@@ -202,10 +206,33 @@ def _slide(plan: Plan, site: str, visible: Tensor, window: int, queries: int) ->
     return out
 
 
-def _pad(tensor: Tensor, width: int, like: Tensor) -> Tensor:
-    """(P, Hkv, hd) -> (Hkv, width, hd) in the dtype of `like`."""
-    heads = tensor.to(like.dtype).permute(1, 0, 2)
-    return torch.nn.functional.pad(heads, (0, 0, 0, width - heads.shape[1]))
+def _stack(parts: list[Tensor | None], width: int, like: Tensor) -> Tensor:
+    """Stack (P, Hkv, hd), each padded to `width` columns, in the dtype of `like`; None gives columns of zeros."""
+    known = next(part for part in parts if part is not None)
+    empty = known.new_zeros(width, *known.shape[1:])
+    full = [
+        empty if p is None else p if len(p) == width else torch.cat([p, p.new_zeros(width - len(p), *p.shape[1:])])
+        for p in parts
+    ]
+    return torch.stack(full).to(like.dtype)
+
+
+def _mask_of(
+    plan: Plan, mask: Tensor | None, lengths: tuple[int, ...], query: Tensor, key: Tensor, causal: bool, name: str
+) -> Tensor:
+    """Return a mask over prefix and keys; layers that are given the same mask share it."""
+    ask = (id(mask), lengths, query.shape[2], key.shape[2], query.dtype, causal, name)
+    found = plan.masks.get(ask)
+    if found is None:
+        visible = _visible(plan, lengths, key)
+        found = plan.masks[ask] = (mask, _extend(mask, visible, query, key, causal, name))  # keeps `id(mask)` taken
+    return found[1]
+
+
+def _visible(plan: Plan, lengths: tuple[int, ...], key: Tensor) -> Tensor:
+    """Return which prefix columns each row has, (B, P)."""
+    column = torch.arange(max(lengths), device=key.device)
+    return column < torch.tensor(lengths, device=key.device)[plan.row_group][:, None]
 
 
 def _extend(mask: Tensor | None, visible: Tensor, query: Tensor, key: Tensor, causal: bool, name: str) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
 from onebase.core.layout import Layout, make_layout
 from onebase.core.packing import make_packing
+from onebase.core.places import Places
 from onebase.core.plan import Group, Plan, Routed, lower
 from onebase.core.route import Frame, Route, RouteContext, Runtime
 from onebase.core.site import Stack
@@ -249,10 +250,10 @@ class Anchor:
             if memo is not None:
                 raise RouteError("this cache holds virtual tokens of an adapter that the call no longer routes to")
             return
-        lengths = torch.zeros(plan.batch, dtype=torch.long, device=source.device)
-        for g in groups:
-            g.at.prompt_length = len(self._virtual(g))
-            lengths[slice(None) if g.rows is None else g.rows] = g.at.prompt_length
+        plan.virtual = [self._virtual(g, self.stack.name) for g in plan.groups]
+        for g, tokens in zip(plan.groups, plan.virtual):
+            g.at.prompt_length = 0 if tokens is None else len(tokens)
+        lengths = self._virtual_lengths(plan, plan.virtual)
         mask = self._plain_mask(call, past, source)
         if past:
             self._continue(plan, memo, lengths, call, mask, columns)
@@ -272,23 +273,31 @@ class Anchor:
         if cache is not None:
             setattr(cache, MEMO, layout)
 
-    def _virtual(self, group: Group) -> Tensor:
-        """Return the virtual tokens of a group in this stack, (P, D)."""
-        return group.adapter.deltas[group.adapter.prompts[self.stack.name]].tokens()  # type: ignore[union-attr]
+    @staticmethod
+    def _virtual(group: Group, stack: str) -> Tensor | None:
+        """Return the virtual tokens of a group in a stack, (P, D), or None."""
+        site = group.adapter.prompts.get(stack)
+        return None if site is None else group.adapter.deltas[site].tokens()  # type: ignore[union-attr]
+
+    @staticmethod
+    def _virtual_lengths(plan: Plan, virtual: list[Tensor | None]) -> Tensor:
+        """Return how many virtual tokens each row has, (B,)."""
+        assert plan.row_group is not None
+        counts = [0 if tokens is None else len(tokens) for tokens in virtual]
+        return torch.tensor([*counts, 0], device=plan.row_group.device)[plan.row_group]
 
     def _with_virtual(self, plan: Plan, embeds: Tensor) -> Tensor:
         """Return (B, T + Pmax, D): embedded tokens (B, T, D) with every row's virtual tokens among them."""
         layout = plan.layout
-        assert layout is not None
-        out = layout.spread(embeds)
-        for g in plan.groups:
-            if self.stack.name not in g.adapter.prompts:
-                continue
-            tokens = self._virtual(g).to(out.dtype)
-            row = torch.arange(plan.batch, device=out.device) if g.rows is None else g.rows
-            place = layout.virtual(row, len(tokens))
-            out = out.index_put((row[:, None].expand_as(place), place), tokens.expand(len(row), *tokens.shape))
-        return out
+        assert layout is not None and plan.row_group is not None
+        rows, columns, width = embeds.shape
+        own = [tokens for tokens in plan.virtual if tokens is not None]
+        pool = torch.cat([embeds.flatten(0, 1), torch.cat(own).to(embeds.dtype), embeds.new_zeros(1, width)])
+        counts = [0 if tokens is None else len(tokens) for tokens in plan.virtual]
+        starts = [rows * columns + sum(counts[:i]) for i in range(len(counts))]
+        first = torch.tensor([*starts, 0], device=embeds.device)[plan.row_group]  # (B,) in the pool
+        places = layout.source(first, len(pool) - 1)
+        return pool.index_select(0, places.flatten()).reshape(rows, -1, width)
 
     def _plain_mask(self, call: dict[str, Any], past: int, source: Tensor) -> Tensor | None:
         mask = call.get("attention_mask")
@@ -384,14 +393,10 @@ class Anchor:
         states = call.get("encoder_hidden_states")
         if self.encoder is None or states is None:
             return
-        name = self.encoder.name
-        groups = [g for g in plan.groups if name in g.adapter.prompts]
-        if not groups:
+        virtual = [self._virtual(g, self.encoder.name) for g in plan.groups]
+        if all(tokens is None for tokens in virtual):
             return
-        lengths = torch.zeros(plan.batch, dtype=torch.long, device=states.device)
-        for g in groups:
-            delta = g.adapter.deltas[g.adapter.prompts[name]]
-            lengths[slice(None) if g.rows is None else g.rows] = len(delta.tokens())  # type: ignore[union-attr]
+        lengths = self._virtual_lengths(plan, virtual)
         width = int(lengths.max())
         mask = call.get("encoder_attention_mask")
         if mask is None:
@@ -407,25 +412,14 @@ class Anchor:
     def _locate(self, plan: Plan, route: Route, call: dict[str, Any], columns: int) -> None:
         """Tell each group where its tokens are, and where each row's prompt ends."""
         mask, past = call.get("attention_mask"), cache_length(call)
-        width = columns + (plan.layout.width if plan.layout else 0)
-        if mask is None:
-            assert plan.row_group is not None
-            mask = torch.ones(plan.batch, past + width, dtype=torch.bool, device=plan.row_group.device)
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            return
-        real = mask.bool()
-        count = real.long().sum(1)
-        position = (real.long().cumsum(1) - 1).clamp(min=0)[:, -width:]
-        real = real[:, -width:]
         stated = route.prompt_lengths(plan.batch)
-        lengths = None if stated is None else torch.tensor(stated, device=real.device)
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            return
+        assert plan.row_group is not None
+        width = columns + (plan.layout.width if plan.layout else 0)
+        places = Places(plan.batch, width, past, columns, mask, stated, plan.row_group.device)
         for g in plan.groups:
-            own = slice(None) if g.rows is None else g.rows
-            g.at.mask, g.at.positions = real[own], position[own]
-            if lengths is not None:
-                g.at.lengths = lengths[own]
-            elif not past or columns == 1:
-                g.at.lengths = count[own] - g.at.prompt_length - (1 if past else 0)
+            g.at.places, g.at.rows = places, g.rows
 
     # -- after the call ------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Shapes used everywhere: B rows, T tokens, d features, P virtual tokens, D width 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onebase.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from onebase.core.bank import Bank
     from onebase.core.plan import At
 
 
@@ -40,6 +41,26 @@ class Delta(nn.Module):
 
         Returns:
             (..., d_out), dtype of `h`.
+        """
+        raise NotImplementedError
+
+    def signature(self) -> Hashable | None:
+        """Return all that `forward` uses beside its arguments and the values of parameters: shapes, scales, kinds.
+
+        Deltas of one class with equal signatures are computed together by `bank`. None, the default: by `forward` only.
+        A delta that draws random numbers now (dropout in training) has none.
+        """
+        return None
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Return for several deltas of this signature what `forward` returns for each; an optimisation of `forward`.
+
+        Args:
+            bank: gives the parameters of each batch element's delta; this delta's own are not to be read.
+            x, h: (b, t, d_in) and (b, t, d_out); the tokens of one batch element belong to one delta.
+
+        Returns:
+            (b, t, d_out), dtype of `h`; no element may depend on another.
         """
         raise NotImplementedError
 

@@ -51,6 +51,22 @@ class Layout:
         first = (self.start + self.offset)[row]
         return first[:, None] + torch.arange(length, device=row.device)
 
+    def source(self, first: Tensor, empty: int) -> Tensor:
+        """Return where each new column comes from, (B, T + Pmax).
+
+        Args:
+            first: (B,) number of each row's first virtual token; the original tokens have the numbers 0 to B * T - 1.
+            empty: number of what dead columns hold.
+        """
+        rows, device = self.rows, first.device
+        original = torch.arange(rows * self.columns, device=device).reshape(rows, self.columns)
+        out = torch.full((rows, self.columns + self.width + 1), empty, dtype=torch.long, device=device)
+        out = out.scatter(1, self.where(), original)
+        number = torch.arange(self.width, device=device)
+        place = (self.start + self.offset)[:, None] + number
+        place = torch.where(number < self.lengths[:, None], place, self.columns + self.width)  # past the end: cut off
+        return out.scatter(1, place, first[:, None] + number)[:, :-1]
+
     def spread(self, values: Tensor, fill: float | int | bool = 0) -> Tensor:
         """Move (B, L, ...) original columns (L >= T when tokens were generated) to their new places.
 
@@ -74,6 +90,9 @@ class Layout:
     def gather(self, values: Tensor, dim: int = 1) -> Tensor:
         """Return the original columns of `values`, (B, ..., T + Pmax, ...) along `dim`."""
         place = self.where()
+        if dim == 1:
+            flat = (place + torch.arange(self.rows, device=place.device)[:, None] * values.shape[1]).flatten()
+            return values.flatten(0, 1).index_select(0, flat).reshape(*place.shape, *values.shape[2:])
         shape = [1] * values.dim()
         shape[0], shape[dim] = self.rows, self.columns
         target = list(values.shape)

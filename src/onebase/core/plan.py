@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from onebase.core.bank import COPIES, PADDED, Bank, partition
 from onebase.core.contracts import AdapterModule, SiteDelta
 from onebase.core.layout import Layout
 from onebase.core.packing import Packing
+from onebase.core.places import Places
 
 
 @dataclass(eq=False)
@@ -42,19 +45,40 @@ class At:
     """Where the tokens of one group are, and this job's dropout.
 
     Attributes:
-        mask: (b, T) true for real and virtual tokens, or None where the call's mask does not tell.
-        positions: (b, T) index of each token among its row's real and virtual tokens, those in the cache included, or
-            None.
+        generator: of this job's dropout; None draws from torch's default.
         prompt_length: virtual tokens of this group's adapter in this stack.
-        lengths: (b,) text tokens of each row's prompt, virtual ones not counted: as stated, or all tokens of a call
-            without a cache; None where several tokens follow a cache. A single one is never part of the prompt.
+        places: of the whole call, or None where the call's mask does not tell.
+        rows: (b,) the rows of this group; None: all.
     """
 
-    mask: Tensor | None = None
-    positions: Tensor | None = None
-    prompt_length: int = 0
-    lengths: Tensor | None = None
     generator: torch.Generator | None = None
+    prompt_length: int = 0
+    places: Places | None = None
+    rows: Tensor | None = None
+
+    def _own(self, values: Tensor) -> Tensor:
+        return values if self.rows is None else values[self.rows]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(b, T) true for real and virtual tokens, or None where the call's mask does not tell."""
+        return None if self.places is None else self._own(self.places.real)
+
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """(b, T) index of each token among its row's real and virtual tokens, those in the cache included, or None."""
+        return None if self.places is None else self._own(self.places.positions)
+
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        """(b,) text tokens of each row's prompt, virtual ones not counted: as stated, or all of a call without a cache.
+
+        None where several tokens follow a cache. A single one is never part of the prompt.
+        """
+        if self.places is None or self.places.counts is None:
+            return None
+        counts = self._own(self.places.counts)
+        return counts if self.places.stated is not None else counts - self.prompt_length
 
     def dropout(self, x: Tensor, rate: float, training: bool) -> Tensor:
         """Zero each element with probability `rate` and rescale, from the generator of this job."""
@@ -86,6 +110,10 @@ class Plan:
         layout: where virtual tokens went, or None.
         positions: (B, T) position of each token, for stacks whose position embedding counts columns, or None.
         caught: residual tensors of the layer being computed, by where they were caught.
+        has_plain: some rows have no adapter.
+        virtual: virtual tokens (P, D) of each group in this stack, None where it has none.
+        picked: rows of several groups together, by the numbers of the groups: many sites ask for the same.
+        masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
         packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
             pieces and orders are those of tokens; `row_group` is that of the rows still.
     """
@@ -100,6 +128,10 @@ class Plan:
     row_group: Tensor | None = None  # (B,) index into groups, len(groups) for plain rows
     has_kv: bool = False
     caught: dict[str, Tensor] = field(default_factory=dict)
+    has_plain: bool = False
+    virtual: list[Tensor | None] = field(default_factory=list)
+    picked: dict[tuple[int, ...], Picked] = field(default_factory=dict)
+    masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens
     packing: Packing | None = None
 
@@ -112,7 +144,7 @@ class Plan:
         if self.pieces is not None:
             self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
         for group in self.groups:
-            group.at.mask = group.at.positions = None
+            group.at.places = None
             if group.rows is not None:
                 group.rows = packing.of_rows(group.rows)
         if self.order is not None and self.plain is not None:
@@ -132,17 +164,20 @@ class Plan:
         Returns:
             The new value, same shape and dtype as `h`; rows of other adapters are passed through untouched.
         """
-        live = [group for group in self.groups if site in group.adapter.deltas]
+        live = [number for number, group in enumerate(self.groups) if site in group.adapter.deltas]
         if not live:
             return h
-        if len(self.groups) == 1 and live[0].rows is None:
-            group = live[0]
+        if len(self.groups) == 1 and self.groups[0].rows is None:
+            group = self.groups[0]
             x = h if x is None else x
             if x.shape[:-1] != h.shape[:-1]:  # OPT flattens tokens between where x and h are caught
                 x = x.reshape(*h.shape[:-1], x.shape[-1])
             return group.adapter.deltas[site](x, h, group.at)  # type: ignore[operator]
         hb = h.reshape(self.batch, -1, h.shape[-1])  # rows are outermost even where a family flattens tokens
         xb = hb if x is None else x.reshape(self.batch, -1, x.shape[-1])
+        banks, rest = self._banks(live, site) if len(live) > 1 else ([], live)
+        if banks:
+            return self._banked(xb, hb, site, banks, rest).reshape(h.shape)
         if self.pieces is not None:
             parts = [self._piece(site, group, xb[a:b], hb[a:b]) for a, b, group in self.pieces]
             return torch.cat(parts, 0).reshape(h.shape)
@@ -151,10 +186,100 @@ class Plan:
             parts.append(hb.index_select(0, self.plain))
         return torch.cat(parts, 0).index_select(0, self.order).reshape(h.shape)  # type: ignore[arg-type]
 
+    def _banks(self, live: list[int], site: str) -> tuple[list[list[int]], list[int]]:
+        """Return numbers of groups that are computed together at a site, and of those that are computed alone."""
+        banks, rest = partition([self.groups[number].adapter.deltas[site] for number in live])  # type: ignore[misc]
+        chosen = []
+        for bank in banks:
+            numbers = [live[i] for i in bank]
+            if self.pick(numbers).per_delta is None and self.pick(numbers).copies > COPIES:
+                rest += bank
+            else:
+                chosen.append(numbers)
+        return chosen, sorted(live[i] for i in rest)
+
+    def _banked(self, x: Tensor, h: Tensor, site: str, banks: list[list[int]], rest: list[int]) -> Tensor:
+        """Return the new value, (B, t, d_out), with some groups computed together."""
+        out = None
+        for numbers in banks:
+            picked = self.pick(numbers)
+            deltas = [self.groups[number].adapter.deltas[site] for number in numbers]
+            taken = picked.rows if picked.fill is None else picked.fill
+            own = (x, h) if taken is None else (x.index_select(0, taken), h.index_select(0, taken))
+            if picked.per_delta is not None:  # the rows of each delta lie side by side: no copies of its weights
+                x_own, h_own = (v.reshape(len(numbers), picked.per_delta * v.shape[1], v.shape[2]) for v in own)
+                new = Bank(deltas).compute(x_own, h_own).reshape(own[1].shape)  # type: ignore[arg-type]
+            else:
+                new = Bank(deltas, picked.index).compute(*own)  # type: ignore[arg-type]
+            if picked.rows is None:
+                return new  # every row of the call
+            new = new if picked.real is None else new.index_select(0, picked.real)
+            out = (h.clone() if out is None else out).index_copy_(0, picked.rows, new)
+        for group in (self.groups[number] for number in rest):
+            own = x.index_select(0, group.rows), h.index_select(0, group.rows)  # type: ignore[arg-type]
+            out = (h.clone() if out is None else out).index_copy_(0, group.rows, self._piece(site, group, *own))  # type: ignore[arg-type]
+        assert out is not None
+        return out
+
+    def pick(self, numbers: Sequence[int]) -> Picked:
+        """Return the rows of some groups, in the order that their bank computes them in."""
+        key = tuple(numbers)
+        found = self.picked.get(key)
+        if found is None:
+            found = self.picked[key] = self._pick(key)
+        return found
+
+    def _pick(self, numbers: tuple[int, ...]) -> Picked:
+        counts = [len(self.groups[number].rows) for number in numbers]  # type: ignore[arg-type]
+        equal = counts[0] if len(set(counts)) == 1 else None
+        if sum(counts) == self.batch:  # all groups, hence in the order of `groups`, and no plain row
+            sorted_rows = self.pieces is not None or self.batch == len(numbers)
+            if self.packing is None or (sorted_rows and equal):
+                return Picked(None, self.row_group, equal if sorted_rows else None, self.batch / len(numbers))
+        rows = torch.cat([self.groups[number].rows for number in numbers])  # type: ignore[misc]
+        if self.packing is not None and equal is None:
+            return _pad(rows, counts)
+        index = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=rows.device)
+        return Picked(rows, index, equal, sum(counts) / len(numbers))
+
     @staticmethod
     def _piece(site: str, group: Group | None, x: Tensor, h: Tensor) -> Tensor:
         delta = None if group is None else group.adapter.deltas.get(site)
         return h if delta is None else delta(x, h, group.at)  # type: ignore[operator,union-attr]
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """The rows of several groups.
+
+    Attributes:
+        rows: (b,) row numbers, group by group; None: all rows of the call, as they are.
+        index: (b,) which of the groups each of these rows belongs to.
+        per_delta: rows of each group, where they lie side by side and are as many in each; else None.
+        copies: rows per group, on average.
+        fill: (G * per_delta,) rows of each group, padded with its own last row, where groups are of unequal size.
+        real: (b,) places of `rows` among `fill`.
+    """
+
+    rows: Tensor | None
+    index: Tensor | None
+    per_delta: int | None
+    copies: float
+    fill: Tensor | None = None
+    real: Tensor | None = None
+
+
+def _pad(rows: Tensor, counts: list[int]) -> Picked:
+    """Pad groups of packed tokens to the largest; a copy of the weights per token would be far more."""
+    width, total = max(counts), sum(counts)
+    if width * len(counts) > PADDED * total:
+        return Picked(rows, None, None, float("inf"))
+    count = torch.tensor(counts, device=rows.device)[:, None]
+    column = torch.arange(width, device=rows.device)
+    first = count.cumsum(0) - count
+    fill = rows[(first + torch.minimum(column, count - 1)).flatten()]
+    real = (column < count).flatten().nonzero()[:, 0]
+    return Picked(rows, None, width, total / len(counts), fill, real)
 
 
 def lower(
@@ -176,21 +301,22 @@ def lower(
     for row, name in enumerate(names):
         if name is not None:
             members.setdefault(name, []).append(row)
-    groups = []
-    for name, rows in members.items():
-        adapter = find(name)
-        index = None if len(rows) == len(names) else torch.tensor(rows, device=device)
-        groups.append(Group(adapter, index, At(generator=adapter.generator)))
+    adapters = [find(name) for name in members]
+    flat = [row for rows in members.values() for row in rows]
+    whole = len(members) == 1 and len(flat) == len(names)
+    indices = [None] if whole else torch.tensor(flat, device=device).split([len(rows) for rows in members.values()])
+    groups = [Group(a, rows, At(generator=a.generator)) for a, rows in zip(adapters, indices)]
     plan = Plan(len(names), groups, None, has_kv=any(g.adapter.has_kv for g in groups))
     numbers = {name: i for i, name in enumerate(members)}
     by_row = [len(groups) if name is None else numbers[name] for name in names]
+    plan.has_plain = len(groups) in by_row
     if len(groups) == 1 and groups[0].rows is None:
         plan.pieces = [(0, len(names), groups[0])]
     else:
         plan.pieces = _pieces(by_row, groups)
     if plan.pieces is None:
         plain = [row for row, g in enumerate(by_row) if g == len(groups)]
-        flat = [row for rows in members.values() for row in rows] + plain
+        flat += plain
         order = [0] * len(flat)
         for place, row in enumerate(flat):
             order[row] = place

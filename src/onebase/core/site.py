@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from onebase.errors import UnsupportedError
 
@@ -218,7 +219,7 @@ def standardize(x: Tensor, norm: NormInfo) -> Tensor:
     Returns:
         (..., d) in the dtype of `x`.
     """
-    wide = x.float()
+    shape = x.shape[-1:]
     if norm.kind == "layer":
-        wide = wide - wide.mean(-1, keepdim=True)
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)).to(x.dtype)
+        return F.layer_norm(x, shape, eps=norm.eps).to(x.dtype)  # computes in float32 inside, one pass
+    return F.rms_norm(x.float(), shape, eps=norm.eps).to(x.dtype)

@@ -20,7 +20,7 @@ Loops of other libraries call neither the penalty nor the pruning: there it trai
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.bank import Bank, add_product
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
 from onebase.core.site import Site
@@ -50,6 +51,16 @@ class TripletDelta(Delta):
         """Add the low-rank map of x."""
         inner = F.linear(at.dropout(x, self.dropout, self.training), self.Q.to(h.dtype)) * self.lam.to(h.dtype)
         return h + self.scale * F.linear(inner, self.P.to(h.dtype))
+
+    def signature(self) -> Hashable | None:
+        """Return shapes and scale."""
+        drops = self.training and self.dropout > 0
+        return None if drops else (self.P.shape, self.Q.shape, self.scale)
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Add each one's low-rank map of x."""
+        inner = torch.bmm(x, bank.stacked("Q", h).mT) * bank.vector("lam", h)
+        return add_product(h, inner, bank.stacked("P", h), self.scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add s P diag(lambda) Q to the weight."""

@@ -13,13 +13,14 @@ Differs: key biases are left out where they cannot matter. A constant on all key
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from onebase.core.bank import Bank
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
 from onebase.core.site import Site
@@ -38,6 +39,14 @@ class BiasDelta(Delta):
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Add the bias."""
         return h + self.bias.to(h.dtype)
+
+    def signature(self) -> Hashable | None:
+        """Return the shape."""
+        return self.bias.shape
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Add each one's bias."""
+        return h + bank.vector("bias", h)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add to the bias."""

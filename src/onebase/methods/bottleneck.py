@@ -16,7 +16,7 @@ Differs: nothing in the maths. The AdapterHub library's form of Pfeiffer's adapt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.bank import Bank, add_product
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
 from onebase.core.site import Site, standardize
@@ -61,6 +62,20 @@ class BottleneckDelta(Delta):
         inner = F.linear(inner, self.down.to(h.dtype), self.down_bias.to(h.dtype))
         inner = ACTIVATIONS[self.activation](inner)
         return torch.add(h, F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype)), alpha=self.scale)
+
+    def signature(self) -> Hashable | None:
+        """Return shapes and settings."""
+        drops = self.training and self.dropout > 0
+        if drops or self.reads in ("sum", "normed"):
+            return None
+        return (self.down.shape, self.up.shape, self.activation, self.scale, self.reads)
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Add each one's output."""
+        inner = add_product(bank.vector("down_bias", h), self._input(x, h), bank.stacked("down", h))
+        inner = ACTIVATIONS[self.activation](inner)
+        shifted = torch.add(h, bank.vector("up_bias", h), alpha=self.scale)
+        return add_product(shifted, inner, bank.stacked("up", h), self.scale)
 
     def _input(self, x: Tensor, h: Tensor) -> Tensor:
         if self.reads == "residual":

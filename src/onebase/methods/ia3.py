@@ -13,13 +13,14 @@ Differs: the paper trains the factor itself, from ones; 1 + l is the same factor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from onebase.core.bank import Bank
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
 from onebase.core.site import Site
@@ -41,6 +42,14 @@ class ScaleDelta(Delta):
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Scale h."""
         return h + h * self.scale.to(h.dtype)
+
+    def signature(self) -> Hashable | None:
+        """Return the shape."""
+        return self.scale.shape
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Scale h by each one's vector."""
+        return torch.addcmul(h, h, bank.vector("scale", h))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Scale the columns of the weight at an input, its rows and the bias at an output."""

@@ -12,7 +12,7 @@ Differs: sites default to every linear of every layer (the paper: q and v; use s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.bank import Bank, add_product
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.plan import At
 from onebase.core.site import Site
@@ -44,6 +45,16 @@ class LoRADelta(Delta):
             return torch.add(h, F.linear(low, self.B), alpha=self.scale)
         flat = torch.addmm(h.reshape(-1, h.shape[-1]), low.flatten(0, -2), self.B.to(h.dtype).t(), alpha=self.scale)
         return flat.view(h.shape)  # one pass over h for product, scale and sum
+
+    def signature(self) -> Hashable | None:
+        """Return shapes and scale."""
+        drops = self.training and self.dropout > 0
+        return None if drops else (self.A.shape, self.B.shape, self.scale)
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Add each one's low-rank map of x."""
+        inner = torch.bmm(x, bank.stacked("A", h).mT)
+        return add_product(h, inner, bank.stacked("B", h), self.scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add s B A to the weight."""

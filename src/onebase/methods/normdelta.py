@@ -6,13 +6,16 @@ Never a rescale of h: pretrained gains can be tiny (|gamma| = 5e-33 in MiniLM), 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.bank import Bank
 from onebase.core.contracts import Delta
 from onebase.core.plan import At
-from onebase.core.site import NormInfo
+from onebase.core.site import NormInfo, standardize
 
 
 class NormDelta(Delta):
@@ -39,6 +42,15 @@ class NormDelta(Delta):
             change = F.rms_norm(x, d, gamma, self.norm.eps)
             change = change if beta is None else change + beta
         return h + change.to(h.dtype)
+
+    def signature(self) -> Hashable | None:
+        """Return the shape, how the norm computes, and whether a bias is trained."""
+        return self.gamma.shape, self.norm, self.beta is None
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Add each one's change of gain and bias."""
+        h = torch.addcmul(h, bank.vector("gamma", h), standardize(x, self.norm).to(h.dtype))
+        return h if self.beta is None else h.add_(bank.vector("beta", h))  # a new tensor by now
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add to gain and bias; right also where the module multiplies by 1 + weight (Gemma)."""

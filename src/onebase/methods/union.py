@@ -9,13 +9,14 @@ Start: each part's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from onebase.core.bank import Bank, key_of
 from onebase.core.contracts import AdapterModule, Delta, KVDelta, PromptDelta, SiteDelta, TokenDelta
 from onebase.core.plan import At
 from onebase.core.site import Site
@@ -41,6 +42,17 @@ class ChainedDelta(Delta):
         """Apply them in order."""
         for delta in self.chain:
             h = delta(x, h, at)
+        return h
+
+    def signature(self) -> Hashable | None:
+        """Return those of the parts, where all of them have one."""
+        keys = tuple(key_of(delta) for delta in self.chain)
+        return None if None in keys else keys
+
+    def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
+        """Apply the banks of the parts in order."""
+        for number in range(len(self.chain)):
+            h = bank.link(number).compute(x, h)
         return h
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -110,6 +110,15 @@ def discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def drop(path: Path) -> None:
+    """Delete a work file or folder as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        discard(path)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> None:
     """Delete what killed processes left in the work folder `folder`.
 

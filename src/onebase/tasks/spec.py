@@ -23,7 +23,7 @@ def spec_problems(spec: Mapping[str, Any], limit: int | None) -> Iterator[str]:
     """
     kind = spec.get("kind")
     try:
-        task = get_task(kind)
+        task = get_task(kind)  # type: ignore[arg-type]
     except (UnknownNameError, TypeError) as error:
         yield f"task kind {kind!r}: {error}"
         return

@@ -1,0 +1,250 @@
+"""What a batch of many adapters costs: 64 rows with an adapter each against the base alone.
+
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py              # all cases, writes results/mixed.json
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py --only lora --loop --dry
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py --spread --dry   # bank or loop, by rows per adapter
+
+Times are processor time of the one thread, so that what else the machine does counts little; calls of the compared
+variants take turns. A result is the median of the ratios of neighbours, with their quartiles. `--loop` takes the banks
+away, to show what they are worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import onebase as ob
+from onebase.base import Base
+from onebase.core import bank, plan
+
+RESULTS = Path(__file__).parent / "results" / "mixed.json"
+ROWS, TOKENS, ADAPTERS, LOADED = 64, 54, 64, 1000
+PREFIX = 10  # virtual tokens of prompts and prefixes
+
+
+def turns(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Call the variants in turn; return seconds per call of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for call in variants.values():
+        call()
+    for _ in range(rounds):
+        for name, call in variants.items():
+            start = time.thread_time()
+            call()
+            seconds[name].append(time.thread_time() - start)
+    return seconds
+
+
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    """Return the median of the ratios of neighbouring calls, and their quartiles."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(over, under)], n=4)
+    return {"median": round(middle, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def milliseconds(seconds: list[float]) -> float:
+    """Return the median in milliseconds."""
+    return round(statistics.median(seconds) * 1e3, 4)
+
+
+def inputs(tokens: int) -> dict[str, torch.Tensor]:
+    """Return unpadded rows of random words."""
+    ids = torch.randint(1000, 20000, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def add_all(base: Base, method: str, count: int) -> list[str]:
+    """Attach adapters with values away from their start."""
+    names = [f"a{i}" for i in range(count)]
+    for seed, name in enumerate(names):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in base.add(name, method, seed=seed).parameters():
+                parameter.add_(0.005 * torch.randn(parameter.shape, generator=generator))
+    return names
+
+
+def extra_columns(base: Base, batch: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    """Return a call of the base with one fixed block of extra keys and values in every layer: what PREFIX columns cost.
+
+    Written without onebase: a bare attention function that joins the block to keys and values, mask ready made.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config = base.model.config
+    heads, dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    block = torch.randn(ROWS, heads, PREFIX, dim, dtype=base.model.dtype)
+    mask = torch.ones(ROWS, 1, TOKENS, TOKENS + PREFIX, dtype=torch.bool)
+    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attend(module: Any, query: Any, key: Any, value: Any, _: Any, **kw: Any) -> Any:
+        return original(module, query, torch.cat([block, key], 2), torch.cat([block, value], 2), mask, **kw)
+
+    ALL_ATTENTION_FUNCTIONS.register("bench_columns", attend)
+
+    def call() -> Any:
+        before, config._attn_implementation_internal = config._attn_implementation, "bench_columns"
+        try:
+            return base.model(**batch)
+        finally:
+            config._attn_implementation_internal = before
+
+    return call
+
+
+def mixed(base: Base, method: str, rounds: int, rows_each: int = 1) -> dict[str, Any]:
+    """Measure one method: every row its own adapter, in shuffled order."""
+    names = add_all(base, method, ADAPTERS // rows_each)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1)).tolist()
+    route = [names[i // rows_each] for i in order]
+    batch, longer = inputs(TOKENS), inputs(TOKENS + PREFIX)
+
+    def routed() -> Any:
+        with base.use(route):
+            return base.model(**batch)
+
+    variants: dict[str, Callable[[], Any]] = {"base": lambda: base.model(**batch), "mixed": routed}
+    if method.startswith("prompt"):
+        variants["tokens"] = lambda: base.model(**longer)
+    if method.startswith("prefix"):
+        variants["tokens"] = extra_columns(base, batch)
+    seconds = turns(variants, rounds)
+    for name in names:
+        base.remove(name)
+    found: dict[str, Any] = {"over_base": ratio(seconds["mixed"], seconds["base"])}
+    if "tokens" in seconds:
+        found["extra_tokens_over_base"] = ratio(seconds["tokens"], seconds["base"])
+        found["over_extra_tokens"] = ratio(seconds["mixed"], seconds["tokens"])
+    found["ms"] = {name: milliseconds(values) for name, values in seconds.items()}
+    return found
+
+
+def many_loaded(base: Base, method: str, rounds: int) -> dict[str, Any]:
+    """Measure what adapters cost that are only loaded: adding, removing, switching, and the plain base."""
+    batch = inputs(TOKENS)
+    add_seconds: list[float] = []
+    with Base(load().model) as plain:
+        plain_call = turns({"plain": lambda: plain.model(**batch)}, 1)
+        for number in range(LOADED):
+            start = time.thread_time()
+            base.add(f"a{number}", method)
+            add_seconds.append(time.thread_time() - start)
+        seconds = turns({"plain": lambda: plain.model(**batch), "loaded": lambda: base.model(**batch)}, rounds)
+        assert plain_call
+    switch: list[float] = []
+    for i in range(2000):
+        start = time.thread_time()
+        with base.use(f"a{(i * 7) % LOADED}"):
+            switch.append(time.thread_time() - start)
+    remove: list[float] = []
+    for number in range(LOADED):
+        start = time.thread_time()
+        base.remove(f"a{number}")
+        remove.append(time.thread_time() - start)
+    return {
+        "loaded_over_plain": ratio(seconds["loaded"], seconds["plain"]),
+        "add_first_100_ms": milliseconds(add_seconds[1:100]),
+        "add_last_100_ms": milliseconds(add_seconds[-100:]),
+        "add_worst_of_last_100_ms": round(max(add_seconds[-100:]) * 1e3, 4),
+        "switch_us": round(statistics.median(switch) * 1e6, 2),
+        "remove_with_1000_loaded_ms": milliseconds(remove[:100]),
+    }
+
+
+def spread(base: Base, rounds: int) -> dict[str, Any]:
+    """Compare bank and loop by rows per adapter, rows shuffled: where COPIES comes from."""
+    found = {}
+    for method in ("lora(rank=8, sites='paper')", "bottleneck(size=64, norms=False)"):
+        for each in (2, 4, 8, 16):
+            plan.COPIES, kept = 64, plan.COPIES
+            found[f"{method} {each} rows each"] = {"bank": mixed(base, method, rounds, each)["over_base"]}
+            plan.COPIES = kept
+            with looping():
+                found[f"{method} {each} rows each"]["loop"] = mixed(base, method, rounds, each)["over_base"]
+            print(json.dumps(list(found.items())[-1]), flush=True)
+    return found
+
+
+class looping:
+    """Take the banks away for a while."""
+
+    def __enter__(self) -> None:
+        self.known = dict(bank._SAME)
+        for cls in self.known:
+            bank._SAME[cls] = False
+
+    def __exit__(self, *error: object) -> None:
+        bank._SAME.update(self.known)
+
+
+def load() -> Base:
+    """Load the base under test."""
+    base = ob.load_base("minilm")
+    base.model.to(torch.bfloat16)
+    return base
+
+
+CASES = {
+    "lora": "lora(rank=8, sites='paper')",
+    "bottleneck": "bottleneck(preset='houlsby', size=64)",
+    "prefix": f"prefix(length={PREFIX}, init='random')",
+    "prompt": f"prompt(length={PREFIX}, init='uniform')",
+    "ia3": "ia3",
+    "bitfit": "bitfit",
+}
+
+
+def main() -> None:
+    """Run the cases."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases, separated by commas; also 'loaded'")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--loop", action="store_true", help="without banks")
+    parser.add_argument("--spread", action="store_true")
+    parser.add_argument("--dry", action="store_true", help="write no result")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    base, found = load(), {}
+    wanted = args.only.split(",") if args.only else [*CASES, "loaded"]
+    with torch.no_grad():
+        if args.spread:
+            found["spread"] = spread(base, args.rounds)
+            wanted = []
+        for case in wanted:
+            if case == "loaded":
+                found[case] = many_loaded(base, CASES["lora"], args.rounds)
+            elif args.loop:
+                mixed(base, CASES[case], 1)  # meets the classes
+                with looping():
+                    found[case] = mixed(base, CASES[case], args.rounds)
+            else:
+                found[case] = mixed(base, CASES[case], args.rounds)
+            print(case, json.dumps(found[case]), flush=True)
+    if not args.dry:
+        write(found, "loop" if args.loop else "bank", args.rounds)
+
+
+def write(found: dict[str, Any], key: str, rounds: int) -> None:
+    """Put results beside those that are there."""
+    facts = {
+        "base": "minilm", "dtype": "bfloat16", "rows": ROWS, "tokens": TOKENS, "adapters": ADAPTERS, "threads": 1,
+        "rounds": rounds, "time": "processor time", "machine": platform.machine(), "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }  # fmt: skip
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known[key] = {**known.get(key, {}), **found}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({**known, "facts": facts}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
