@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onebase.adapter import Adapter, problems
-from onebase.build import build_adapter
+from onebase.adapter import Adapter
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
-from onebase.methods.registry import parse_method
+from onebase.rebuild import explained, rebuild
 from onebase.tasks import get_task
+from onebase.tasks.spec import spec_problems
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -149,26 +150,17 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
         if base.adapters[name].digest == stored.digest:
             return base.adapters[name]
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or load with another name=")
-    method = parse_method(config["method"])
-    adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
-    if any(key.startswith("base_head.") for key in tensors):
-        shapes = {
-            k.removeprefix("base_head."): tuple(t.shape) for k, t in tensors.items() if k.startswith("base_head.")
-        }
-        own = get_task(config["task"]["kind"]).own_head(config["task"], base.anatomy.hidden_size, shapes)
-        adapter.base_head = own if own is None else own.requires_grad_(False).to(base.device)
-    adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
-    adapter.bind()
-    wrong = problems(adapter.tensors(), tensors)
+    wrong = [*spec_problems(config["task"], base.anatomy.stacks[0].position_limit), *_probe_problems(config["probes"])]
     if wrong:
-        raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))
-    adapter.put(tensors)
+        raise CorruptError(f"{stored.ref} cannot be used:\n  - " + "\n  - ".join(wrong))
+    adapter = rebuild(base, name, stored, tensors)
     adapter.ref, adapter.digest, adapter.config = stored.ref, stored.digest, config
     adapter.train(False)
     base._attach(adapter)
     if verify:
         try:
-            _check_probes(base, adapter, config["probes"])
+            with explained(stored, "probes or task"):
+                _check_probes(base, adapter, config["probes"])
         except BaseException:
             base.remove(name)
             raise
@@ -199,6 +191,15 @@ def check_base(base: Base, stored: Stored, verify: bool) -> None:
             + "\n  - ".join(wrong)
             + f"\nLoad the base {made.id!r} instead."
         )
+
+
+def _probe_problems(stored: dict[str, Any]) -> Iterator[str]:
+    rows = stored.get("values") or []
+    numbers = (int, float)
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and all(type(value) in numbers for value in row) for row in rows
+    ):
+        yield "probes: expected values as lists of numbers"
 
 
 def _check_probes(base: Base, adapter: Adapter, stored: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from onebase import __version__
-from onebase.cli import anatomy, check, demo, doctor, evaluate, generate, methods, predict, shelf, train
+from onebase.cli import anatomy, check, demo, doctor, evaluate, generate, methods, predict, shelf, train, versions
 from onebase.cli.failures import report_failure
 
 EPILOG = "Exit codes: 0 done, 1 failed, 2 the command line or a setting is wrong, 130 interrupted."
@@ -58,6 +58,10 @@ COMMANDS = {
     "ls": shelf.ls,
     "show": shelf.show,
     "rm": shelf.rm,
+    "promote": versions.promote,
+    "rollback": versions.rollback,
+    "diff": versions.diff,
+    "gc": versions.gc,
     "methods": methods.methods,
     "anatomy": anatomy.anatomy,
     "doctor": doctor.doctor,

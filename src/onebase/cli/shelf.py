@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from onebase.store import AdapterConfig, Store, Stored
 
 DIGITS = 8  # of a digest: enough to tell a person's adapters apart
-Refs = Annotated[
-    list[str], typer.Argument(metavar="REF...", autocompletion=o.stored_names, help="name (all versions) or name@N.")
-]
+REFS = "name (all versions), name@N or name@alias."
+Refs = Annotated[list[str], typer.Argument(metavar="REF...", autocompletion=o.stored_names, help=REFS)]
 
 
 def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
@@ -27,7 +26,7 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
 
     out, store = Output(as_json), Store()
     stored, damaged = readable(store)
-    rows = [summary(adapter) for adapter in stored]
+    rows = [{**summary(adapter), "aliases": _aliases(store, adapter)} for adapter in stored]
     for text in damaged:
         out.note(f"warning: {text}")
     if as_json:
@@ -40,7 +39,7 @@ def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
     columns += ["created", "digest"]
     cells = [
         [
-            row["ref"],
+            " ".join([row["ref"], *row["aliases"]]),
             row["method"],
             row["task"],
             row["metric"],
@@ -64,6 +63,15 @@ def readable(store: Store) -> tuple[list[Stored], list[str]]:
         warnings.simplefilter("always")
         stored = store.list()
     return stored, [str(w.message) for w in caught]
+
+
+def _aliases(store: Store, stored: Stored) -> list[str]:
+    from onebase.errors import CorruptError
+
+    try:
+        return [alias for alias, version in store.aliases(stored.name).items() if version == stored.version]
+    except CorruptError:
+        return []  # a list shows what can be read; whatever resolves an alias says what is wrong
 
 
 def summary(stored: Stored) -> dict[str, Any]:
@@ -91,10 +99,11 @@ def summary(stored: Stored) -> dict[str, Any]:
 
 def main_metric(config: AdapterConfig) -> tuple[str | None, float | None, float | None]:
     """Return the metric that counts, the adapter's value and the base's."""
-    mine, own = (config.metrics.get(who) or {} for who in ("adapter", "base"))
+    mine, own = (config.metrics.get(who) for who in ("adapter", "base"))
     for metric in ("accuracy", "perplexity"):
-        if metric in mine:
-            return metric, mine[metric], own.get(metric)
+        if isinstance(mine, dict) and isinstance(mine.get(metric), int | float):  # metrics are free, also in type
+            base = own.get(metric) if isinstance(own, dict) else None
+            return metric, mine[metric], base if isinstance(base, int | float) else None
     return None, None, None
 
 
@@ -174,6 +183,7 @@ def _facts(stored: Stored) -> list[tuple[str, str]]:
 def rm(
     refs: Refs,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also versions that an alias names.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -190,7 +200,7 @@ def rm(
         for place in places.values():
             out.note(f"{place.ref}  {place.path}")
         typer.confirm(f"Remove {count(len(places), 'version')}?", abort=True, err=True)
-    removed = [gone.ref for ref in places for gone in store.remove(ref)]
+    removed = [gone.ref for ref in places for gone in store.remove(ref, force=force)]
     if as_json:
         out.document({"removed": removed})
         return

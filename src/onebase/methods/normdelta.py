@@ -10,6 +10,7 @@ from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from onebase.core.bank import Bank
 from onebase.core.contracts import Delta
@@ -34,8 +35,13 @@ class NormDelta(Delta):
 
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Add the change of gain and bias."""
-        h = h + self.gamma.to(h.dtype) * standardize(x, self.norm).to(h.dtype)
-        return h if self.beta is None else h + self.beta.to(h.dtype)
+        d, gamma, beta = x.shape[-1:], self.gamma.to(x.dtype), None if self.beta is None else self.beta.to(x.dtype)
+        if self.norm.kind == "layer":
+            change = F.layer_norm(x, d, gamma, beta, self.norm.eps)
+        else:
+            change = F.rms_norm(x, d, gamma, self.norm.eps)
+            change = change if beta is None else change + beta
+        return h + change.to(h.dtype)
 
     def signature(self) -> Hashable | None:
         """Return the shape, how the norm computes, and whether a bias is trained."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -108,6 +110,15 @@ def discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def drop(path: Path) -> None:
+    """Delete a work file or folder as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        discard(path)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> None:
     """Delete what killed processes left in the work folder `folder`.
 
@@ -127,7 +138,31 @@ def sweep(folder: Path, older_than: float = STALE_SECONDS) -> None:
                         os.unlink(entry.path)
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return what a regular file holds; a link to one is fine, as hub caches have.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it is missing, a folder, a device or a pipe (which may never end), or larger.
+    """
+    size = _regular(path)
+    if size > most:
+        raise OSError(errno.EFBIG, f"{size} bytes, more than the {most} it may have")
+    return path.read_bytes()
+
+
+def _regular(path: Path) -> int:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    return found.st_size
+
+
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file, as hex."""
+    """Return the sha256 of a regular file, as hex."""
+    _regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

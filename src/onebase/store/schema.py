@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from importlib import metadata
@@ -13,12 +15,15 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from onebase.errors import CorruptError, OnebaseError, StoreError, nearest
-from onebase.store.names import check_name
+from onebase.store.names import WINDOWS_RESERVED, check_name
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+DEEPEST = 64  # levels of JSON: settings have about five, and Python's own recursion ends near a thousand
+LISTED_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Count = Annotated[int, Field(ge=0)]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -66,7 +71,7 @@ class TensorInfo(_Strict):
 class AdapterConfig(_Strict):
     """Everything known about one version of one adapter, except its tensors."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
     library: Literal["onebase"] = "onebase"
     library_version: str
     name: str
@@ -107,6 +112,13 @@ class AdapterConfig(_Strict):
         wrong = [f for f in files if not f or f in (".", "..", CONFIG_FILE) or "/" in f or "\\" in f]
         if wrong:
             raise ValueError(f"expected names of files in this folder, got {wrong}")
+        odd = [f for f in files if not LISTED_FILE.fullmatch(f) or f.split(".")[0].lower() in WINDOWS_RESERVED]
+        if odd:
+            raise ValueError(f"expected file names that every disk can hold, got {odd}")
+        if pickled := [f for f in files if f.lower().endswith(PICKLES)]:
+            raise ValueError(f"expected no pickles, which run code when opened, got {pickled}")
+        if len({f.lower() for f in [*files, CONFIG_FILE]}) <= len(files):
+            raise ValueError(f"expected names that differ in more than case, got {sorted(files)}")
         return files
 
 
@@ -154,8 +166,7 @@ def read_json(data: bytes) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+        repeated = sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         if repeated:
             raise ValueError(f"repeated keys {repeated}")
         return dict(pairs)
@@ -163,10 +174,27 @@ def read_json(data: bytes) -> Any:
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is not JSON")
 
+    def finite(digits: str) -> float:
+        value = float(digits)
+        return value if math.isfinite(value) else refuse(digits)
+
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for part in level for item in _inside(part)]
+    if level:
+        raise ValueError(f"nested too deeply: more than {DEEPEST} levels")
+    if problems := [*json_problems(value, "")]:
+        raise ValueError("; ".join(problems))
+    return value
+
+
+def _inside(part: Any) -> list[Any]:
+    """Return what a JSON value holds, [] for what holds nothing."""
+    return list(part.values()) if isinstance(part, dict) else part if isinstance(part, list) else []
 
 
 def json_problems(value: Any, where: str) -> Iterator[str]:

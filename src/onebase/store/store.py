@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from onebase.errors import ConfigError, CorruptError, StoreError, UnknownNameError, unknown
 from onebase.store import disk
+from onebase.store.aliases import ALIAS, check_alias, locked, read_aliases, write_aliases
 from onebase.store.card import render_card
+from onebase.store.difference import Difference, compare
+from onebase.store.garbage import LEFT_SECONDS, Garbage, leftovers, unnamed
 from onebase.store.names import NAME, VERSION, check_name, is_path, split_ref
 from onebase.store.schema import (
     CARD_FILE,
@@ -118,8 +121,9 @@ class Store:
         """Find one version by reference or by path.
 
         Args:
-            ref: ``"reviews"`` for the newest version, ``"reviews@3"``, or the path of an adapter's
-                folder: a path object, an absolute path, or text with a separator (``"./reviews"``).
+            ref: ``"reviews"`` for the newest version, ``"reviews@3"``, ``"reviews@prod"`` for what an alias
+                names, or the path of an adapter's folder: a path object, an absolute path, or text
+                with a separator (``"./reviews"``).
 
         Returns:
             The version. Its config is checked; its files are when `Stored.tensors` loads them.
@@ -152,11 +156,12 @@ class Store:
                     warnings.warn(f"{place.ref} is left out: {problem} To remove it: {fix}", stacklevel=2)
         return found
 
-    def remove(self, ref: str) -> builtins.list[Version]:
+    def remove(self, ref: str, *, force: bool = False) -> builtins.list[Version]:
         """Remove one version (``"reviews@2"``) or all of them (``"reviews"``), damaged ones too.
 
         Args:
             ref: a reference; never a path, as folders outside the store are not its own.
+            force: also versions that an alias names; the alias goes with them.
 
         Returns:
             The places removed, oldest first. Their numbers are not given again.
@@ -164,11 +169,115 @@ class Store:
         Raises:
             UnknownNameError: there is no such adapter or version.
             ConfigError: the reference is malformed or a path.
-            StoreError: the disk refuses; versions before the one named are removed.
+            StoreError: an alias names one of them, and none is removed; or the disk refuses, and versions before
+                the one named are removed.
         """
         if is_path(ref):
             raise ConfigError(f"{ref!r} is a path; remove takes 'name' or 'name@version'. Delete a folder yourself.")
-        return [place for place in self._find(ref) if self._remove(place)]
+        name = self._find(ref)[0].name  # before the lock: an unknown name makes no files
+        with locked(self.root, name):
+            places = self._find(ref)
+            going = {place.version for place in places}
+            histories = read_aliases(self._adapters / name)
+            held = {alias: h[-1] for alias, h in histories.items() if h[-1] in going}
+            if held and not force:
+                shown = ", ".join(f"{name}@{version} is {alias!r}" for alias, version in held.items())
+                raise StoreError(f"{ref} is not removed: {shown}. Promote another version first, or pass --force.")
+            if held:
+                write_aliases(self._adapters / name, {a: h for a, h in histories.items() if a not in held})
+            return [place for place in places if self._remove(place)]
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return alias -> version it names, of the adapter `name`."""
+        return {alias: history[-1] for alias, history in read_aliases(self._adapters / check_name(name)).items()}
+
+    def promote(self, ref: str, alias: str) -> Version:
+        """Make an alias name a version, after verifying it.
+
+        Args:
+            ref: a reference in this store.
+            alias: letters, digits, '_' and '-', beginning with a letter.
+
+        Returns:
+            The version named now.
+
+        Raises:
+            UnknownNameError: there is no such version.
+            ConfigError: the alias cannot be one, or the reference is a path.
+            CorruptError: the version is damaged; the alias stays as it was.
+        """
+        check_alias(alias)
+        if is_path(ref):
+            raise ConfigError(f"{ref!r} is a path; an alias names a version of this store: 'name@version'.")
+        name = self._find(ref)[0].name
+        with locked(self.root, name):
+            place = self._find(ref)[-1]
+            self._open(place).verify()
+            histories = read_aliases(self._adapters / name)
+            history = histories.get(alias, [])
+            if history[-1:] != [place.version]:
+                write_aliases(self._adapters / name, {**histories, alias: [*history, place.version]})
+        return place
+
+    def rollback(self, name: str, alias: str) -> Version:
+        """Make an alias name what it named before; versions removed meanwhile are passed over.
+
+        Returns:
+            The version named now.
+
+        Raises:
+            UnknownNameError: there is no such adapter or alias.
+            StoreError: the alias named nothing before that is still there.
+        """
+        self._find(name)
+        with locked(self.root, name):
+            histories = read_aliases(self._adapters / name)
+            if alias not in histories:
+                raise unknown(f"alias of {name!r}", alias, histories)
+            places = {place.version: place for place in self._places(name)}
+            now, *before = reversed(histories[alias])
+            left = [v for v in reversed(before) if v in places]
+            while left and left[-1] == now:
+                left.pop()
+            if not left:
+                raise StoreError(f"{name}@{alias} named nothing before {name}@{now} that is still there.")
+            self._open(places[left[-1]]).verify()
+            write_aliases(self._adapters / name, {**histories, alias: left})
+            return places[left[-1]]
+
+    def diff(self, a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Difference:
+        """Compare two adapters: settings, metrics and tensors; errors as of `resolve` and `Stored.tensors`."""
+        return compare(self.resolve(a), self.resolve(b))
+
+    def gc(self, *, keep: int | None = None, older_than: float = LEFT_SECONDS, apply: bool = False) -> Garbage:
+        """Find what can go, and remove it when told to.
+
+        Args:
+            keep: also versions that no alias names, except the newest `keep` of each adapter; None: no versions.
+            older_than: age of leftovers in seconds; one that is younger may belong to a running save.
+            apply: remove. A version that was promoted meanwhile stays.
+
+        Returns:
+            What can go, or what went.
+
+        Raises:
+            ConfigError: `keep` is below 1.
+            StoreError: the disk refuses, or aliases cannot be read.
+        """
+        if keep is not None and keep < 1:
+            raise ConfigError(f"keep = {keep}: expected at least 1, as gc never removes the newest version")
+        old = leftovers(self._work, self._adapters, older_than)
+        versions = () if keep is None else unnamed(self._places(), keep)
+        if not apply:
+            return Garbage(leftovers=old, versions=versions)
+        for path in old:
+            disk.drop(path)
+        gone: builtins.list[Version] = []
+        for place in versions:
+            with locked(self.root, place.name):
+                if place.version not in self.aliases(place.name).values() and self._remove(place):
+                    gone.append(place)
+        return Garbage(leftovers=old, versions=tuple(gone))
 
     def _publish(self, work: Path, name: str, body: dict[str, Any], files: dict[str, str], card: Card) -> Stored:
         home = self._adapters / name
@@ -214,10 +323,12 @@ class Store:
             raise unknown("adapter", name, {place.name for place in self._places()})
         if version is None:
             return places
-        chosen = [place for place in places if str(place.version) == version]
+        named = self.aliases(name) if ALIAS.fullmatch(version) else {}
+        chosen = [place for place in places if str(place.version) == str(named.get(version, version))]
         if not chosen:
-            numbers = ", ".join(str(place.version) for place in places)
-            raise UnknownNameError(f"adapter {name!r} has no version {version!r}. It has: {numbers}.")
+            known = ", ".join([*(str(place.version) for place in places), *named])
+            kind = "alias" if ALIAS.fullmatch(version) else "version"
+            raise UnknownNameError(f"adapter {name!r} has no {kind} {version!r}. It has: {known}.")
         return chosen
 
     def _places(self, name: str | None = None) -> builtins.list[Version]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 HINTED = 8
+# bytes of one value; any other dtype is taken as the widest there is
+WIDTHS = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "bool": 1}
 
 
 def encode(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, Any]]:
@@ -75,6 +78,16 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"not a readable safetensors file ({error})") from error
+
+
+def most_bytes(expected: Mapping[str, TensorInfo]) -> int:
+    """Return what a file of these tensors can have at most, so that a longer one is not read.
+
+    16 bytes is the widest dtype (complex128); a header entry is its name, at most six bytes a character in JSON,
+    and less than 256 bytes of shape and offsets; 64 KiB are left for padding and notes.
+    """
+    values = sum(math.prod(info.shape) * WIDTHS.get(info.dtype, 16) for info in expected.values())
+    return values + sum(256 + 6 * len(name) + 20 * len(info.shape) for name, info in expected.items()) + 2**16
 
 
 def differences(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, TensorInfo]) -> Iterator[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebase.errors import CorruptError
-from onebase.store.disk import sha256_file
+from onebase.store.disk import read_regular, sha256_file
 from onebase.store.schema import (
     CONFIG_FILE,
+    PICKLES,
     TENSORS_FILE,
     AdapterConfig,
     digest_of,
@@ -18,12 +20,12 @@ from onebase.store.schema import (
     read_json,
     refuse_newer,
 )
-from onebase.store.tensors import decode, differences
+from onebase.store.tensors import decode, differences, most_bytes
 
 if TYPE_CHECKING:
     import torch
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+CONFIG_BYTES = 64 * 2**20  # a config lists tensors, labels and probes: kilobytes
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -41,7 +43,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        raw = read_json(path.read_bytes())
+        raw = read_json(read_regular(path, CONFIG_BYTES))
     except OSError as error:
         raise CorruptError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -79,14 +81,16 @@ def inspect(folder: Path, known: AdapterConfig) -> tuple[list[str], dict[str, to
 
 def _config(folder: Path, known: AdapterConfig) -> tuple[AdapterConfig, list[str]]:
     path = folder / CONFIG_FILE
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         return known, [f"missing file {CONFIG_FILE}"]
     try:
-        raw = read_json(path.read_bytes())
+        raw = read_json(read_regular(path, CONFIG_BYTES))
         refuse_newer(raw, str(path))
         config = parse_config(raw, CONFIG_FILE)
-    except (CorruptError, OSError) as error:
+    except CorruptError as error:
         return known, [str(error)]
+    except OSError as error:
+        return known, [f"file {CONFIG_FILE}: {error.strerror}"]
     except ValueError as error:
         return known, [f"{CONFIG_FILE} is not valid JSON: {error}"]
     problems = []
@@ -110,7 +114,7 @@ def _file(path: Path, expected: str) -> Iterator[str]:
     try:
         actual = sha256_file(path)
     except OSError as error:
-        yield f"missing file {path.name}" if not path.exists() else f"file {path.name}: {error.strerror}"
+        yield f"missing file {path.name}" if not os.path.lexists(path) else f"file {path.name}: {error.strerror}"
         return
     yield from _mismatch(path.name, actual, expected)
 
@@ -124,9 +128,9 @@ def _mismatch(name: str, actual: str, expected: str | None) -> Iterator[str]:
 
 def _tensors(path: Path, config: AdapterConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     try:
-        data = path.read_bytes()
+        data = read_regular(path, most_bytes(config.tensors))
     except OSError as error:
-        reason = f"missing file {path.name}" if not path.exists() else f"file {path.name}: {error.strerror}"
+        reason = f"missing file {path.name}" if not os.path.lexists(path) else f"file {path.name}: {error.strerror}"
         return {}, [reason, *(f"missing tensor {name!r}" for name in sorted(config.tensors))]
     problems = [*_mismatch(path.name, sha256(data).hexdigest(), config.files.get(path.name))]
     try:
