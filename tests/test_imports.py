@@ -19,7 +19,7 @@ LAYERS = [
     {"store", "data", "tasks"},
     {"base", "build", "image_init", "bound", "as_model", "filling", "generation", "storing", "loading", "words"},
     {"training", "evaluation", "examples"},
-    {"demo", "support"},
+    {"demo", "support", "comparison"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
