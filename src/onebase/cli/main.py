@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from onebase import __version__
-from onebase.cli import anatomy, check, demo, doctor, evaluate, generate, methods, plan, predict, shelf, train
+from onebase.cli import anatomy, check, compare, demo, doctor, evaluate, generate, methods, plan, predict, shelf, train
 from onebase.cli.failures import report_failure
 
 EPILOG = "Exit codes: 0 done, 1 failed, 2 the command line or a setting is wrong, 130 interrupted."
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "check": check.check,
+    "compare": compare.compare,
     "train": train.train,
     "predict": predict.predict,
     "eval": evaluate.evaluate,
