@@ -124,7 +124,9 @@ def compare(
         work.cut.append("interrupted: what was finished is below; --resume goes on")
     results = summarize(book.records, found.kind)
     if not results:
-        raise ConfigError(f"budget = {budget:.0f} s: no method finished a run; give more time, or fewer rows or methods")
+        raise ConfigError(
+            f"budget = {budget:.0f} s: no method finished a run; give more time, or fewer rows or methods"
+        )
     advice = recommend(results, limits)
     return Comparison(
         base=base.id, data=found.source, kind=found.kind, metric=results[0].metric, results=tuple(results),
@@ -174,8 +176,8 @@ class _Work:
         self.base, self.data, self.book, self.say, self.epochs = base, data, book, say, epochs
         self.searching, self.ends = began + SEARCH * budget, began + budget
         self.cut: list[str] = []
-        rows = data.train.take(range(min(SEARCH_ROWS, len(data.train))))
-        splits = {"train": rows, "validation": data.validation, "test": data.test.take([])}
+        rows = data.train.select(range(min(SEARCH_ROWS, len(data.train))))
+        splits = {"train": rows, "validation": data.validation, "test": data.test.select([])}
         self.small = replace(data, **splits, digest=digest_of(data.kind, splits))
 
     def search(self, methods: Sequence[str], factor: float) -> None:
@@ -234,9 +236,7 @@ class _Work:
                         self.base.remove(run.name)
         if FULL in methods:
             began = time.monotonic()
-            with trained_whole(
-                self.base, data, report=deadline, lr=_rate(FULL, factor, self.base), **common
-            ) as run:
+            with trained_whole(self.base, data, report=deadline, lr=_rate(FULL, factor, self.base), **common) as run:
                 yield FULL, run, time.monotonic() - began
 
     def _record(self, method: str, run: Run, seed: int, lr: float, seconds: float) -> None:
@@ -258,7 +258,7 @@ class _Work:
     def _speed(self, name: str, plain: bool) -> dict[str, float]:
         """Time one row, and 32 at once."""
         adapter = self.base.adapters[name]
-        rows = self.data.validation.take(range(min(32, len(self.data.validation))))
+        rows = self.data.validation.select(range(min(32, len(self.data.validation))))
         examples = encode_rows(self.base, adapter.task, rows)
         who = (None, examples, adapter.task, adapter.base_head) if plain else (name, examples, None, None)
         return {"latency": self._median(who, 1), "throughput": 32 / self._median(who, min(32, len(examples)))}
