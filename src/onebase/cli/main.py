@@ -10,7 +10,21 @@ import typer
 from typer.core import TyperGroup
 
 from onebase import __version__
-from onebase.cli import anatomy, check, compare, demo, doctor, evaluate, generate, methods, plan, predict, report, shelf, train
+from onebase.cli import (
+    anatomy,
+    check,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    methods,
+    plan,
+    predict,
+    report,
+    shelf,
+    train,
+)
 from onebase.cli.failures import report_failure
 
 EPILOG = "Exit codes: 0 done, 1 failed, 2 the command line or a setting is wrong, 130 interrupted."
