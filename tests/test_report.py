@@ -20,9 +20,11 @@ RESULT = {
     "lr": 0.002, "curves": [CURVE],
 }  # fmt: skip
 FOUND = {
-    "base": "b", "data": "<script>reviews</script>", "kind": "classification", "metric": "accuracy", "cut": ["no seed 2"],
+    "base": "b", "data": "<script>reviews</script>", "kind": "classification", "metric": "accuracy",
+    "cut": ["no seed 2"],
     "results": [RESULT, RESULT | {"method": "bitfit", "bytes": 100, "value": 0.87}],
-    "advice": {"method": "lora", "runner_up": "bitfit", "reasons": ["It is better."], "excluded": {"prompt": "slow"},
+    "advice": {"method": "lora", "runner_up": "bitfit", "reasons": ["It is better."],
+               "excluded": {"prompt": "slow"},
                "front": ["lora", "bitfit"], "equal": ["lora"]},
 }  # fmt: skip
 

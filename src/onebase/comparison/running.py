@@ -14,7 +14,7 @@ import torch
 from onebase.comparison.advice import FULL, HEAD, Advice, Limits, Result, recommend
 from onebase.data import Data, load
 from onebase.data.rows import digest_of
-from onebase.errors import ConfigError, OnebaseError
+from onebase.errors import ConfigError, OnebaseError, UnsupportedError
 from onebase.examples import encode_rows, forward
 from onebase.methods.registry import parse_method
 from onebase.statistics import paired_seeds
@@ -108,11 +108,10 @@ def compare(
     if base.adapters:
         raise ConfigError(f"compare needs a base without adapters: remove {', '.join(base.adapters)}")
     found = data if isinstance(data, Data) else load(data, limit=limit)
-    for method in methods:
-        if method != FULL:
-            parse_method(method)
+    methods, refused = _carried(base, methods)
     book = _Book(Path(folder), resume, {"data": found.digest, "base": base.id, "epochs": epochs})
     work = _Work(base, found, book, time.monotonic(), budget, epochs, say)
+    work.cut += refused
     try:
         for factor in FACTORS:
             work.search(methods, factor)
@@ -132,6 +131,20 @@ def compare(
         base=base.id, data=found.source, kind=found.kind, metric=results[0].metric, results=tuple(results),
         advice=advice, cut=tuple(work.cut), folder=book.folder,
     )  # fmt: skip
+
+
+def _carried(base: Base, methods: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the methods that the base can carry, and a sentence for each of the others."""
+    kept, refused = [], []
+    for method in dict.fromkeys(methods):
+        try:
+            if method != FULL:
+                base.add("candidate", parse_method(method))
+                base.remove("candidate")
+            kept.append(method)
+        except UnsupportedError as error:
+            refused.append(f"{method}: not on this base: {error}")
+    return kept, refused
 
 
 class _Book:
@@ -223,9 +236,8 @@ class _Work:
             raise OutOfTime("the budget is used up")
         adapters = [m for m in methods if m != FULL]
         began = time.monotonic()
-        common = {"seed": seed, "epochs": epochs}
         if adapters:
-            jobs = [Job(data, m, None, lr=_rate(m, factor, self.base), **common) for m in adapters]
+            jobs = [Job(data, m, None, lr=_rate(m, factor, self.base), seed=seed, epochs=epochs) for m in adapters]
             runs = train_many(self.base, jobs, report=deadline)
             seconds = (time.monotonic() - began) / len(adapters)
             for method, run in zip(adapters, runs):
@@ -236,7 +248,9 @@ class _Work:
                         self.base.remove(run.name)
         if FULL in methods:
             began = time.monotonic()
-            with trained_whole(self.base, data, report=deadline, lr=_rate(FULL, factor, self.base), **common) as run:
+            with trained_whole(
+                self.base, data, report=deadline, lr=_rate(FULL, factor, self.base), seed=seed, epochs=epochs
+            ) as run:
                 yield FULL, run, time.monotonic() - began
 
     def _record(self, method: str, run: Run, seed: int, lr: float, seconds: float) -> None:
