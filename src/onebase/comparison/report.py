@@ -29,7 +29,8 @@ figure { margin: 1.5rem 0; background: #fff; } figure svg { max-width: 100%; hei
 @media print { body { margin: 0; max-width: none; } figure, tr { break-inside: avoid; } }
 </style></head><body>
 <h1>{{ advice.method or "No method fits" }}</h1>
-<p>on {{ data }} ({{ kind }}), base {{ base }}{% if advice.runner_up %}; runner-up: {{ advice.runner_up }}{% endif %}</p>
+<p>on {{ data }} ({{ kind }}), base {{ base }}
+{% if advice.runner_up %}; runner-up: {{ advice.runner_up }}{% endif %}</p>
 <ul>{% for s in advice.reasons %}<li>{{ s }}</li>{% endfor %}</ul>
 {% if cut %}<h2>What was cut</h2><ul>{% for s in cut %}<li>{{ s }}</li>{% endfor %}</ul>{% endif %}
 {% if advice.excluded %}<h2>Not considered</h2><ul>
