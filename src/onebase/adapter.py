@@ -112,12 +112,14 @@ class Adapter:
 
 
 def problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """List everything that keeps `given` from fitting `own`: missing, unexpected, shapes, not finite."""
+    """List everything that keeps `given` from fitting `own`: missing, unexpected, shapes, kinds, not finite."""
     found = [f"missing tensor {name} {tuple(own[name].shape)}" for name in own if name not in given]
     found += [f"unexpected tensor {name} {tuple(given[name].shape)}" for name in given if name not in own]
     for name in own.keys() & given.keys():
         if own[name].shape != given[name].shape:
             found.append(f"{name}: shape {tuple(given[name].shape)}, expected {tuple(own[name].shape)}")
+        elif given[name].is_floating_point() != own[name].is_floating_point():
+            found.append(f"{name}: values are {given[name].dtype}, expected {own[name].dtype}")
         elif given[name].is_floating_point() and not bool(torch.isfinite(given[name]).all()):
             found.append(f"{name}: {int((~torch.isfinite(given[name])).sum())} values are NaN or infinite")
     return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
 from onebase.methods.registry import parse_method
 from onebase.tasks import get_task
+from onebase.tasks.spec import spec_problems
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -149,6 +151,9 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
         if base.adapters[name].digest == stored.digest:
             return base.adapters[name]
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or load with another name=")
+    wrong = [*spec_problems(config["task"], base.anatomy.stacks[0].position_limit), *_probe_problems(config["probes"])]
+    if wrong:
+        raise CorruptError(f"{stored.ref} cannot be used:\n  - " + "\n  - ".join(wrong))
     method = parse_method(config["method"])
     adapter = build_adapter(base, name, method, config["task"], 0, empty=True)
     if any(key.startswith("base_head.") for key in tensors):
@@ -199,6 +204,15 @@ def check_base(base: Base, stored: Stored, verify: bool) -> None:
             + "\n  - ".join(wrong)
             + f"\nLoad the base {made.id!r} instead."
         )
+
+
+def _probe_problems(stored: dict[str, Any]) -> Iterator[str]:
+    rows = stored.get("values") or []
+    numbers = (int, float)
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and all(type(value) in numbers for value in row) for row in rows
+    ):
+        yield "probes: expected values as lists of numbers"
 
 
 def _check_probes(base: Base, adapter: Adapter, stored: dict[str, Any]) -> None:

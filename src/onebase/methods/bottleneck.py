@@ -57,7 +57,7 @@ class BottleneckDelta(Delta):
         inner = at.dropout(x if self.parallel else h, self.dropout, self.training)
         inner = F.linear(inner, self.down.to(h.dtype), self.down_bias.to(h.dtype))
         inner = ACTIVATIONS[self.activation](inner)
-        return h + self.scale * F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype))
+        return torch.add(h, F.linear(inner, self.up.to(h.dtype), self.up_bias.to(h.dtype)), alpha=self.scale)
 
 
 @register

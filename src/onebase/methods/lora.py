@@ -39,7 +39,11 @@ class LoRADelta(Delta):
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Add the low-rank map of x."""
         x = at.dropout(x, self.dropout, self.training)
-        return h + self.scale * F.linear(F.linear(x, self.A.to(h.dtype)), self.B.to(h.dtype))
+        low = F.linear(x, self.A.to(h.dtype))  # (..., r)
+        if low.dtype != h.dtype:  # autocast computes in a narrower type than that of h
+            return torch.add(h, F.linear(low, self.B), alpha=self.scale)
+        flat = torch.addmm(h.reshape(-1, h.shape[-1]), low.flatten(0, -2), self.B.to(h.dtype).t(), alpha=self.scale)
+        return flat.view(h.shape)  # one pass over h for product, scale and sum
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add s B A to the weight."""

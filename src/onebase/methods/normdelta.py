@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from onebase.core.contracts import Delta
 from onebase.core.plan import At
-from onebase.core.site import NormInfo, standardize
+from onebase.core.site import NormInfo
 
 
 class NormDelta(Delta):
@@ -31,8 +32,13 @@ class NormDelta(Delta):
 
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Add the change of gain and bias."""
-        h = h + self.gamma.to(h.dtype) * standardize(x, self.norm).to(h.dtype)
-        return h if self.beta is None else h + self.beta.to(h.dtype)
+        d, gamma, beta = x.shape[-1:], self.gamma.to(x.dtype), None if self.beta is None else self.beta.to(x.dtype)
+        if self.norm.kind == "layer":
+            change = F.layer_norm(x, d, gamma, beta, self.norm.eps)
+        else:
+            change = F.rms_norm(x, d, gamma, self.norm.eps)
+            change = change if beta is None else change + beta
+        return h + change.to(h.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Add to gain and bias; right also where the module multiplies by 1 + weight (Gemma)."""

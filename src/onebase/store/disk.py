@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -127,7 +129,31 @@ def sweep(folder: Path, older_than: float = STALE_SECONDS) -> None:
                         os.unlink(entry.path)
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return what a regular file holds; a link to one is fine, as hub caches have.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it is missing, a folder, a device or a pipe (which may never end), or larger.
+    """
+    size = _regular(path)
+    if size > most:
+        raise OSError(errno.EFBIG, f"{size} bytes, more than the {most} it may have")
+    return path.read_bytes()
+
+
+def _regular(path: Path) -> int:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    return found.st_size
+
+
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file, as hex."""
+    """Return the sha256 of a regular file, as hex."""
+    _regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

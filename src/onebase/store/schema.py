@@ -66,7 +66,7 @@ class TensorInfo(_Strict):
 class AdapterConfig(_Strict):
     """Everything known about one version of one adapter, except its tensors."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Annotated[int, Field(ge=1)] = FORMAT_VERSION
     library: Literal["onebase"] = "onebase"
     library_version: str
     name: str

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebase.errors import CorruptError
-from onebase.store.disk import sha256_file
+from onebase.store.disk import read_regular, sha256_file
 from onebase.store.schema import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -23,6 +24,8 @@ from onebase.store.tensors import decode, differences
 if TYPE_CHECKING:
     import torch
 
+CONFIG_BYTES = 64 * 2**20  # a config lists tensors, labels and probes: kilobytes
+SLACK_BYTES = 100 * 2**20  # beyond the values themselves: the header of a safetensors file has at most as much
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -41,7 +44,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_FILE
     try:
-        raw = read_json(path.read_bytes())
+        raw = read_json(read_regular(path, CONFIG_BYTES))
     except OSError as error:
         raise CorruptError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -82,7 +85,7 @@ def _config(folder: Path, known: AdapterConfig) -> tuple[AdapterConfig, list[str
     if not path.is_file():
         return known, [f"missing file {CONFIG_FILE}"]
     try:
-        raw = read_json(path.read_bytes())
+        raw = read_json(read_regular(path, CONFIG_BYTES))
         refuse_newer(raw, str(path))
         config = parse_config(raw, CONFIG_FILE)
     except (CorruptError, OSError) as error:
@@ -124,7 +127,8 @@ def _mismatch(name: str, actual: str, expected: str | None) -> Iterator[str]:
 
 def _tensors(path: Path, config: AdapterConfig) -> tuple[dict[str, torch.Tensor], list[str]]:
     try:
-        data = path.read_bytes()
+        # 8 bytes a value at most; a file that is larger than what its config lists is not read at all
+        data = read_regular(path, SLACK_BYTES + 8 * sum(math.prod(info.shape) for info in config.tensors.values()))
     except OSError as error:
         reason = f"missing file {path.name}" if not path.exists() else f"file {path.name}: {error.strerror}"
         return {}, [reason, *(f"missing tensor {name!r}" for name in sorted(config.tensors))]

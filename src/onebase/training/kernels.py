@@ -22,6 +22,7 @@ import torch
 from onebase.devices import CPU_ROWS, has_bf16, measures_attention
 from onebase.examples import forward
 from onebase.tasks import Examples
+from onebase.training.narrow import narrow
 from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,13 +72,14 @@ class Kernels:
 
 @contextmanager
 def _computing(base: Base, attention: str | None, dtype: torch.dtype | None) -> Iterator[None]:
-    # Without its cache: autocast keeps casts of trained weights until the block ends, across optimizer steps.
-    with torch.autocast(base.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
-        if attention is None:
-            yield
-            return
-        with base._installed.attention_as(attention):
-            yield
+    with contextlib.ExitStack() as stack:
+        if dtype is not None:
+            # Without its cache: autocast keeps casts of trained weights until the block ends, across optimizer steps.
+            stack.enter_context(torch.autocast(base.device.type, dtype, cache_enabled=False))
+            stack.enter_context(narrow(base.model, dtype))
+        if attention is not None:
+            stack.enter_context(base._installed.attention_as(attention))
+        yield
 
 
 def choose_kernels(

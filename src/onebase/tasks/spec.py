@@ -1,0 +1,53 @@
+"""A task spec from a file is checked before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from onebase.errors import UnknownNameError
+from onebase.tasks.registry import get_task
+
+LEAST_LABELS = {"classification": 2, "multilabel": 1, "tokens": 1}  # kind -> labels without which there is no head
+POOLINGS = ("mean", "first", "last")
+SHORTEST, LONGEST = 4, 2**24  # tokens of a text; the longest is beyond any base, and keeps sums in 64 bits
+
+
+def spec_problems(spec: Mapping[str, Any], limit: int | None) -> Iterator[str]:
+    """Say what is wrong with a task spec, one message per field.
+
+    Args:
+        spec: as stored.
+        limit: positions of the base; None where there is no limit.
+    """
+    kind = spec.get("kind")
+    try:
+        task = get_task(kind)  # type: ignore[arg-type]
+    except (UnknownNameError, TypeError) as error:
+        yield f"task kind {kind!r}: {error}"
+        return
+    labels = spec.get("labels")
+    least = LEAST_LABELS.get(str(kind), 0)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        yield f"task labels {labels!r}: expected a list of texts"
+    elif len(set(labels)) < len(labels):
+        yield f"task labels {labels!r}: a label is there twice"
+    elif len(labels) < least:
+        yield f"task labels {labels!r}: {kind} has at least {least}"
+    if spec.get("pooling") not in POOLINGS:
+        yield f"task pooling {spec.get('pooling')!r}: expected {', '.join(POOLINGS)}"
+    length, longest = spec.get("max_length"), LONGEST if limit is None else limit
+    if type(length) is not int or not SHORTEST <= length <= longest:
+        yield f"task max_length {length!r}: expected {SHORTEST} to {longest} tokens"
+    template = spec.get("template", "")
+    places = [*task.places, *(["text_pair"] if spec.get("pair") is True and "text" in task.places else [])]
+    if not isinstance(template, str):
+        yield f"task template {template!r}: expected a text"
+    elif template and (not places or any("{" + place + "}" not in template for place in places)):
+        yield f"task template {template!r}: expected places for {places or 'nothing (plain text)'}"
+    if type(spec.get("pair", False)) is not bool:
+        yield f"task pair {spec.get('pair')!r}: expected true or false"
+    for name, default in task.options.items():
+        value = spec.get(name, default)
+        if type(default) in (bool, int) and type(value) is not type(default):
+            yield f"task {name} {value!r}: expected {type(default).__name__}"

@@ -1,0 +1,53 @@
+"""Frozen linear maps keep their weights in a narrower dtype while an adapter trains.
+
+Autocast casts the weights of a frozen map in every call: it remembers the casts of trained weights only. A copy that is
+made once, for as long as training lasts, gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class NarrowLinear:
+    """The forward of a frozen linear map, with weights that were cast before.
+
+    Args:
+        module: the map; nothing of it changes.
+        dtype: of the copy.
+    """
+
+    def __init__(self, module: nn.Linear, dtype: torch.dtype):
+        self.weight = module.weight.detach().to(dtype)
+        self.bias = None if module.bias is None else module.bias.detach().to(dtype)
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Return (..., d_out) of (..., d_in), under autocast."""
+        return nn.functional.linear(input, self.weight, self.bias)
+
+
+@contextmanager
+def narrow(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let the frozen float32 linear maps of a model compute with copies of their weights in `dtype`.
+
+    Maps that are trained, quantized, or whose forward somebody else replaced are left alone.
+    """
+    chosen = [
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear
+        and module.weight.dtype == torch.float32
+        and not module.weight.requires_grad
+        and "forward" not in module.__dict__
+    ]
+    try:
+        for module in chosen:
+            module.__dict__["forward"] = NarrowLinear(module, dtype)
+        yield
+    finally:
+        for module in chosen:
+            module.__dict__.pop("forward", None)
