@@ -113,8 +113,7 @@ def compare(
     work = _Work(base, found, book, time.monotonic(), budget, epochs, say)
     work.cut += refused
     try:
-        for factor in FACTORS:
-            work.search(methods, factor)
+        work.search_all(methods)
         for seed in range(seeds):
             work.finals(methods, seed)
     except OutOfTime:
@@ -193,6 +192,14 @@ class _Work:
         splits = {"train": rows, "validation": data.validation, "test": data.test.select([])}
         self.small = replace(data, **splits, digest=digest_of(data.kind, splits))
 
+    def search_all(self, methods: Sequence[str]) -> None:
+        """Search rates for as long as the search may take; what it began and did not end counts for no method."""
+        try:
+            for factor in FACTORS:
+                self.search(methods, factor)
+        except OutOfTime:
+            self.cut.append("the search of learning rates ran out of time: only rates that every method tried count")
+
     def search(self, methods: Sequence[str], factor: float) -> None:
         """Try one rate of every method; all or none, so that every method has as many tries."""
         todo = [m for m in methods if not self.book.has(stage="search", method=m, factor=factor)]
@@ -201,7 +208,7 @@ class _Work:
             if time.monotonic() + spent > self.searching:
                 self.cut.append(f"no method tried {factor:g} times its default learning rate: no time")
                 return
-        for method, run, seconds in self._runs(todo, self.small, factor, 0, 1):
+        for method, run, seconds in self._runs(todo, self.small, factor, 0, 1, self.searching):
             value = None if run is None else max(self._rank(e, run.metric) for e in run.history.epochs)
             lr = _rate(method, factor, self.base)
             self.book.add({"stage": "search", "method": method, "factor": factor, "lr": lr, "validation": value,
@@ -216,23 +223,24 @@ class _Work:
         tried = [r for r in self.book.records if r.get("stage") == "search" and r["validation"] is not None]
         every = {r["factor"] for r in tried if all(self.book.has(stage="search", method=m, factor=r["factor"])
                                                    for m in methods)}  # fmt: skip
-        for method in methods:
+        for method in sorted(methods, key=lambda m: m == FULL):  # the slowest last
             mine = [r for r in tried if r["method"] == method and r["factor"] in every]
-            if not mine or self.book.has(stage="final", method=method, seed=seed):
+            if self.book.has(stage="final", method=method, seed=seed):
                 continue
             before = [r["seconds"] for r in self.book.records if r.get("stage") == "final" and r["method"] == method]
             if before and time.monotonic() + max(before) > self.ends:
                 self.cut.append(f"{method} has no seed {seed}: no time")
                 continue
-            best = max(mine, key=lambda r: r["validation"])
-            for _, run, seconds in self._runs([method], self.data, best["factor"], seed, self.epochs):
+            default = {"factor": 1.0, "lr": _rate(method, 1.0, self.base), "validation": 0.0}
+            best = max(mine or [default], key=lambda r: r["validation"])
+            for _, run, seconds in self._runs([method], self.data, best["factor"], seed, self.epochs, self.ends):
                 if run is not None:
                     self._record(method, run, seed, best["lr"], seconds)
 
-    def _runs(self, methods: Sequence[str], data: Data, factor: float, seed: int, epochs: int) -> Any:
+    def _runs(self, methods: Sequence[str], data: Data, factor: float, seed: int, epochs: int, ends: float) -> Any:
         """Train methods, adapters of a search in one pass, and yield (method, run or None, seconds)."""
-        deadline = Deadline(self.ends)
-        if time.monotonic() > self.ends:
+        deadline = Deadline(ends)
+        if time.monotonic() > ends:
             raise OutOfTime("the budget is used up")
         adapters = [m for m in methods if m != FULL]
         began = time.monotonic()
