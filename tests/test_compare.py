@@ -25,6 +25,8 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     found = ob.compare(base, ROWS, seeds=1, **asked)
     assert {r.method for r in found.results} == {"full", "bitfit", "head only"}
     assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
+    assert all(r.low <= r.value <= r.high and r.high > 0 for r in found.results)
+    assert next(r for r in found.results if r.method == "full").bytes > 80_000_000
     assert found.advice.method in {r.method for r in found.results}
     with pytest.raises(ConfigError, match="--resume"):
         ob.compare(base, ROWS, seeds=1, **asked)

@@ -269,7 +269,11 @@ class _Work:
             self.book.add(_facts(HEAD, own, seed=0, lr=None, seconds=0.0, parameters=0, share=0.0, bytes=0,
                                  mergeable=False, curve=[], **self._speed(run.name, True), slowdown=1.0))  # fmt: skip
         adapter = self.base.adapters[run.name]
-        stored = sum(t.numel() * t.element_size() for t in adapter.folded_tensors().values())
+        stored = (
+            4 * run.parameters
+            if method == FULL
+            else sum(t.numel() * t.element_size() for t in adapter.folded_tensors().values())
+        )
         speed, plain = self._speed(run.name, False), self._speed(run.name, True)
         self.book.add(_facts(
             method, run.scores.adapter, seed=seed, lr=lr, seconds=run.history.seconds, parameters=run.parameters,
@@ -302,7 +306,9 @@ def _rate(method: str, factor: float, base: Base) -> float:
 
 
 def _facts(method: str, scores: Any, **more: Any) -> dict[str, Any]:
-    rows = scores.rows.tolist() if scores.rows is not None else [float(c) for c in scores.correct]
+    # an accuracy is the mean of right answers; the rows of its scores are labels, for macro F1
+    right = scores.metric == "accuracy" or scores.rows is None
+    rows = [float(c) for c in scores.correct] if right else scores.rows.tolist()
     return {"stage": "final", "method": method, "metric": scores.metric, "value": scores.value, "rows": rows, **more}
 
 
