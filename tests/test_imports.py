@@ -33,7 +33,7 @@ LAYERS = [
         "words",
     },
     {"training", "evaluation", "examples"},
-    {"demo", "support"},
+    {"demo", "support", "comparison"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

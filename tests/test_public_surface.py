@@ -20,6 +20,7 @@ SURFACE = [
     "Prompt",
     "Run",
     "Store",
+    "compare",
     "errors",
     "evaluate",
     "extend",

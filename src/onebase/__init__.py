@@ -23,6 +23,7 @@ _WHERE = {
     "Prompt": "onebase.methods.prompt",
     "Run": "onebase.training",
     "Store": "onebase.store",
+    "compare": "onebase.comparison",
     "errors": "onebase.errors",
     "evaluate": "onebase.evaluation",
     "extend": "onebase.extend",
@@ -45,6 +46,7 @@ __all__ = [
     "Prompt",
     "Run",
     "Store",
+    "compare",
     "errors",
     "evaluate",
     "extend",
@@ -58,6 +60,7 @@ __all__ = [
 if TYPE_CHECKING:
     from onebase import errors, extend
     from onebase.base import Base
+    from onebase.comparison import compare
     from onebase.data import Data
     from onebase.data import load as load_data
     from onebase.evaluation import evaluate

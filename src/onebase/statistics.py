@@ -38,11 +38,13 @@ __all__ = [
     "accuracy_interval",
     "bootstrap_interval",
     "classification_metrics",
+    "holm",
     "label_rows",
     "macro_f1",
     "mcnemar_exact",
     "mean",
     "paired_bootstrap",
+    "paired_seeds",
     "perplexity",
     "perplexity_interval",
     "spearman",
@@ -643,3 +645,84 @@ def _same_length(**columns: Any) -> None:
 def _at_least_two(n: int, what: str) -> None:
     if n < 2:
         raise ConfigError(f"{what} needs at least 2 examples, got {n}")
+
+
+# ------------------------------------------------------------------------------------------ several runs and methods
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for how many were looked at (Holm 1979, Scand. J. Statistics 6, 65-70).
+
+    Args:
+        p_values: each in (0, 1].
+
+    Returns:
+        Adjusted p-values in the same order: rejecting those below alpha errs in the whole family at most so often.
+
+    Raises:
+        ConfigError: a value is not a probability.
+    """
+    for i, p in enumerate(p_values):
+        if not 0 < p <= 1:
+            raise ConfigError(f"p_values[{i}] is {p!r}, expected 0 < p <= 1")
+    found, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        found[i] = largest
+    return found
+
+
+def paired_seeds(
+    runs_a: Sequence[ArrayLike],
+    runs_b: Sequence[ArrayLike],
+    statistic: Statistic = mean,
+    *,
+    seed: int = 0,
+    draws: int = 1000,
+    level: float = 0.95,
+    unit: str = "points",
+) -> PairedTest:
+    """Test whether two methods differ, over seeds and examples: both are drawn with replacement.
+
+    Each draw takes the same examples for every run, and runs of a and of b apart; a score is the mean over the runs
+    drawn. The interval is a percentile interval, p inverts it as in `paired_bootstrap`. With three runs a resample
+    understates the spread over seeds, so close calls are closer than they look.
+
+    Args:
+        runs_a, runs_b: per run rows (n,) or (n, k), the same examples in all.
+        statistic, seed, draws, level, unit: as in `paired_bootstrap`.
+
+    Returns:
+        A `PairedTest` with difference = mean score of b - mean score of a.
+
+    Raises:
+        ConfigError: no run, or rows of different shapes.
+    """
+    import numpy as np
+
+    if not runs_a or not runs_b:
+        raise ConfigError(f"got {len(runs_a)} and {len(runs_b)} runs, expected at least one of each")
+    a, b = ([_numbers("rows", run) for run in runs] for runs in (runs_a, runs_b))
+    shapes = {run.shape for run in (*a, *b)}
+    if len(shapes) > 1:
+        raise ConfigError(f"the runs have rows of shapes {sorted(shapes)}, expected the same")
+    _at_least_two(len(a[0]), "a bootstrap")
+    tails = _tails(level, draws)
+    generator = np.random.default_rng(seed)
+
+    def score(runs: list[np.ndarray], picks: Any, rows: Any) -> float:
+        return sum(_score(statistic, runs[i][rows]) for i in picks) / len(picks)
+
+    everything = np.arange(len(a[0]))
+    difference = score(b, range(len(b)), everything) - score(a, range(len(a)), everything)
+    found = []
+    for drawn in _resamples(len(a[0]), seed, draws):
+        one, two = (generator.integers(0, len(runs), len(runs)) for runs in (a, b))
+        found.append(score(b, two, drawn) - score(a, one, drawn))
+    drawn_differences = np.array(found)
+    low, high = np.quantile(drawn_differences, tails)
+    against = min(int((drawn_differences <= 0).sum()), int((drawn_differences >= 0).sum()))
+    return PairedTest(
+        test="bootstrap over seeds and examples", difference=difference, low=float(low), high=float(high),
+        p_value=min(1.0, 2 * (1 + against) / (draws + 1)), n=len(a[0]), level=level, unit=unit,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,12 +92,14 @@ def prepare(
     template: str | None = None,
     pooling: str | None = None,
     shared: dict[Any, dict[str, Examples]] | None = None,
+    build: Callable[..., Adapter] = build_adapter,
     **more: Any,
 ) -> Prepared:
     """Do everything that comes before the first step; see `train` for the arguments.
 
     Args:
         shared: encoded data of other jobs, by what it depends on; this job's is added.
+        build: makes the adapter; as `build_adapter`, which it is by default.
         more: columns, training settings and options of the task.
 
     Returns:
@@ -118,7 +121,7 @@ def prepare(
     examples = _encoded(base, spec, found, method, {} if shared is None else shared)
     plain = {split: part.for_base for split, part in examples.items()}
     attached = name or _free_name(base, method.name)
-    adapter = build_adapter(
+    adapter = build(
         base, f"{attached}{WHILE_TRAINING}", method, spec, settings.seed, frequent=_frequent(plain["train"]),
         empty=parent is not None,
     )  # fmt: skip

@@ -1,0 +1,178 @@
+"""`recommend`: which method, in words, from measured records: never from the mean alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onebase.statistics import holm
+
+ALPHA = 0.05
+HEAD, FULL = "head only", "full"
+SLOWER = 1.1  # among equals, a method up to this much slower than the fastest is not held to be slower: timing noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured of one method.
+
+    Attributes:
+        method: shorthand, 'head only' or 'full'.
+        value: metric on the test rows, mean over seeds.
+        low, high: its 95 % interval over seeds and examples.
+        values: by seed.
+        higher: whether a larger value is better.
+        metric: its name.
+        parameters, share: trained values, and their share of the base's.
+        bytes: of one file.
+        seconds: training time of one run.
+        latency: seconds of one text; throughput: texts a second, 32 at once.
+        slowdown: latency over that of the plain base.
+        mergeable: can become weights of the base; then it costs no time.
+        forgetting: how far the base moved on neutral text with the adapter on, None where not measured.
+        versus: other method -> (difference to it, p-value), paired on the same rows.
+        lr: the learning rate chosen on validation.
+        curves: by seed, the epochs.
+    """
+
+    method: str
+    value: float
+    low: float
+    high: float
+    values: tuple[float, ...] = ()
+    higher: bool = True
+    metric: str = "accuracy"
+    parameters: int = 0
+    share: float = 0.0
+    bytes: int = 0
+    seconds: float = 0.0
+    latency: float = 0.0
+    throughput: float = 0.0
+    slowdown: float = 1.0
+    mergeable: bool = False
+    forgetting: float | None = None
+    versus: dict[str, tuple[float, float]] = field(default_factory=dict)
+    lr: float | None = None
+    curves: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a method may cost.
+
+    Attributes:
+        max_share: trained values over the base's, 0.005 is 0.5 %.
+        max_slowdown: latency over that of the plain base; a mergeable method has 1.
+        must_merge: only what can become weights of the base.
+        tasks: how many tasks share the base.
+    """
+
+    max_share: float | None = None
+    max_slowdown: float | None = None
+    must_merge: bool = False
+    tasks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A recommendation.
+
+    Attributes:
+        method: the one to take, None where nothing fits the limits.
+        runner_up: the next one, or None.
+        reasons: sentences.
+        excluded: method -> why it was not considered.
+        front: methods that no other one beats on score, file and speed at once.
+        equal: methods whose distance to the best is within the noise.
+    """
+
+    method: str | None
+    runner_up: str | None
+    reasons: tuple[str, ...]
+    excluded: dict[str, str]
+    front: tuple[str, ...]
+    equal: tuple[str, ...]
+
+
+def speed(result: Result) -> float:
+    """Return how much slower than the base a method can be served."""
+    return 1.0 if result.mergeable else result.slowdown
+
+
+def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice:
+    """Recommend a method: of those that fit and that the noise cannot tell from the best, the one that costs least.
+
+    Args:
+        results: one per method.
+        limits: what it may cost.
+    """
+    limits = limits or Limits()
+    excluded = {r.method: why for r in results if (why := _misfit(r, limits))}
+    fit = [r for r in results if r.method not in excluded]
+    if not fit:
+        said = ("No method fits the limits: " + "; ".join(f"{m}: {why}" for m, why in excluded.items()) + ".",)
+        return Advice(method=None, runner_up=None, reasons=said, excluded=excluded, front=(), equal=())
+    best = max(fit, key=lambda r: r.value if r.higher else -r.value)
+    others = [r for r in fit if r is not best]
+    adjusted = dict(zip([r.method for r in others], holm([r.versus.get(best.method, (0.0, 1.0))[1] for r in others])))
+    equal = [best, *(r for r in others if adjusted[r.method] >= ALPHA)]
+    cheap = sorted(equal, key=lambda r: _cost(r, equal, limits))
+    chosen = cheap[0]
+    rest = cheap[1:] or sorted(others, key=lambda r: -r.value if r.higher else r.value)
+    front = tuple(r.method for r in fit if not any(_beats(o, r) for o in fit))
+    reasons = _reasons(chosen, best, equal, rest, adjusted, results, limits)
+    return Advice(
+        method=chosen.method, runner_up=rest[0].method if rest else None, reasons=tuple(reasons), excluded=excluded,
+        front=front, equal=tuple(r.method for r in equal),
+    )  # fmt: skip
+
+
+def _misfit(result: Result, limits: Limits) -> str:
+    if limits.must_merge and not result.mergeable and result.method != HEAD:
+        return "it cannot be merged into the base"
+    if limits.max_share is not None and result.share > limits.max_share:
+        return f"it trains {result.share:.2%} of the base, more than {limits.max_share:.2%}"
+    if limits.max_slowdown is not None and speed(result) > limits.max_slowdown:
+        return f"it answers in {speed(result):.2f} times the base's time, more than {limits.max_slowdown:g}"
+    return ""
+
+
+def _cost(result: Result, equal: Sequence[Result], limits: Limits) -> tuple[bool, int, float]:
+    slow = speed(result) > SLOWER * min(speed(r) for r in equal)
+    return (slow, result.bytes * limits.tasks, result.seconds)
+
+
+def _beats(one: Result, other: Result) -> bool:
+    """Whether one is at least as good in score, file and speed, and better in one of them."""
+    sign = 1 if one.higher else -1
+    pairs = [(sign * one.value, sign * other.value), (-one.bytes, -other.bytes), (-speed(one), -speed(other))]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def _reasons(
+    chosen: Result, best: Result, equal: Sequence[Result], rest: Sequence[Result], adjusted: dict[str, float],
+    results: Sequence[Result], limits: Limits,
+) -> list[str]:  # fmt: skip
+    said = [
+        f"{chosen.method} scores {chosen.metric} {chosen.value:.4f} (95 % interval {chosen.low:.4f} to "
+        f"{chosen.high:.4f}), trains {chosen.parameters:,} values and takes {chosen.bytes:,} bytes a task"
+        + (f", {limits.tasks * chosen.bytes:,} for {limits.tasks} tasks." if limits.tasks > 1 else ".")
+    ]
+    if chosen is not best:
+        said.append(
+            f"{best.method} has the highest mean ({best.value:.4f}), but the difference is within the noise "
+            f"(Holm-adjusted p = {adjusted[chosen.method]:.2f}); {chosen.method} costs less."
+        )
+    elif len(equal) == 1 and rest:
+        said.append(f"It is better than every other method that fits, beyond the noise (p below {ALPHA}).")
+    if len(equal) > 1:
+        said.append(f"Within the noise of each other: {', '.join(r.method for r in equal)}.")
+    full = next((r for r in results if r.method == FULL), None)
+    if full is not None and chosen.method != FULL and FULL in chosen.versus:
+        difference, p = chosen.versus[FULL]
+        word = "within the noise" if p >= ALPHA else f"p = {p:.4f}"
+        said.append(f"Against full fine-tuning: {difference:+.4f} ({word}).")
+    if chosen.method == HEAD:
+        said.append("No adapter was shown to help: a head on the frozen base is enough, or more rows are needed.")
+    return said

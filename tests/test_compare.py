@@ -1,0 +1,54 @@
+"""Comparisons: a small one from start to end, gone on with, and what its records say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import onebase as ob
+from onebase.comparison.running import summarize
+from onebase.errors import ConfigError
+from onebase.loading import embedded_folder
+
+GOOD, BAD = ["lovely", "great", "superb", "fine"], ["awful", "poor", "dreadful", "nasty"]
+ROWS = [
+    {"text": f"The {thing} was {word}.", "label": "good" if word in GOOD else "bad"}
+    for thing in ("room", "meal", "film", "book", "phone") for word in GOOD + BAD
+]  # fmt: skip
+
+
+@pytest.mark.skipif(embedded_folder() is None, reason="the embedded base is not installed (extra 'demo')")
+def test_a_small_comparison_and_going_on(tmp_path) -> None:
+    base = ob.load_base("minilm", dtype="float32")
+    before = [p.clone() for p in base.model.parameters()]
+    asked = {"folder": tmp_path, "methods": ["full", "bitfit"], "epochs": 1, "budget": 300.0}
+    found = ob.compare(base, ROWS, seeds=1, **asked)
+    assert {r.method for r in found.results} == {"full", "bitfit", "head only"}
+    assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
+    assert all(r.low <= r.value <= r.high and r.high > 0 for r in found.results)
+    assert next(r for r in found.results if r.method == "full").bytes > 80_000_000
+    assert found.advice.method in {r.method for r in found.results}
+    with pytest.raises(ConfigError, match="--resume"):
+        ob.compare(base, ROWS, seeds=1, **asked)
+    lines = (tmp_path / "records.jsonl").read_text()
+    again = ob.compare(base, ROWS, seeds=1, resume=True, **asked)
+    assert (tmp_path / "records.jsonl").read_text() == lines and again.results == found.results
+    with pytest.raises(ConfigError, match="another folder"):
+        ob.compare(base, ROWS, seeds=1, resume=True, **(asked | {"epochs": 2}))
+
+
+def record(method: str, seed: int, rows: list[float]) -> dict:
+    """Return the record of a run that was right where rows are 1."""
+    return {"stage": "final", "method": method, "seed": seed, "metric": "accuracy", "value": sum(rows) / len(rows),
+            "rows": rows, "parameters": 1, "share": 0.1, "bytes": 4, "seconds": 1.0, "latency": 0.1, "throughput": 9.0,
+            "slowdown": 1.0, "mergeable": True, "lr": 1e-3, "curve": []}  # fmt: skip
+
+
+def test_records_become_results() -> None:
+    records = [record("lora", s, [1, 1, 1, 0] * 20) for s in range(3)]
+    records += [record("bitfit", s, [1, 0, 0, 0] * 20) for s in range(3)]
+    one, two = summarize(records, "classification")
+    assert (one.method, one.value, len(one.values)) == ("lora", 0.75, 3) and two.method == "bitfit"
+    assert one.low < 0.75 < one.high
+    difference, p = two.versus["lora"]
+    assert difference == pytest.approx(-0.5) and p < 0.01
