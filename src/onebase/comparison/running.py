@@ -308,7 +308,7 @@ def _rate(method: str, factor: float, base: Base) -> float:
 def _facts(method: str, scores: Any, **more: Any) -> dict[str, Any]:
     # an accuracy is the mean of right answers; the rows of its scores are labels, for macro F1
     right = scores.metric == "accuracy" or scores.rows is None
-    rows = [float(c) for c in scores.correct] if right else scores.rows.tolist()
+    rows = [float(c) for c in scores.correct] if right else scores.rows.tolist()  # type: ignore[union-attr]
     return {"stage": "final", "method": method, "metric": scores.metric, "value": scores.value, "rows": rows, **more}
 
 

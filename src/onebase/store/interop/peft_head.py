@@ -110,7 +110,7 @@ def _classification(
             return {}, {}
         head["head.inner_weight"], head["head.inner_bias"] = inner  # type: ignore[assignment]
         if form.pooler and file.pooler is not None:
-            head["head.inner_weight"] = torch.add(head["head.inner_weight"], file.pooler)
+            head["head.inner_weight"] = torch.add(head["head.inner_weight"], file.pooler)  # type: ignore[arg-type]
         task["head"] = {"hidden": len(inner[1]), "activation": form.activation}  # type: ignore[arg-type]
     width = head["head.weight"].shape[1]
     head["head.center"], head["head.scale"] = torch.zeros(width), torch.ones(width)
