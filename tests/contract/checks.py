@@ -19,6 +19,7 @@ from onebase.methods.method import Method
 LOGITS = 1e-5  # largest difference of an output, float32; of outputs beyond 1, relative to the largest
 GRADIENTS = 1e-4  # largest difference of a gradient, relative to the adapter's largest
 VISIBLE = 2e-4  # an adapter that changes outputs by less does not count as tested
+LACKS = "lacks"  # stands for a part that a base does not have at all
 DECODED = 3  # decoder tokens of an encoder-decoder's row: the first ones of its text
 
 Names = Sequence[str | None]
@@ -41,11 +42,15 @@ def disturb(module: nn.Module, seed: int, size: float = 0.1) -> None:
 
 
 def refused_at(base: Base, method: Method) -> str | None:
-    """Return the first part that the method needs and the base refuses; which ones it may refuse is a test's own."""
+    """Return the first part that the method needs and the base refuses, or lacks (`LACKS`).
+
+    Which parts it may refuse is a test's own.
+    """
     try:
         chosen = method.select(list(base.anatomy.sites.values()))
-    except UnsupportedError:
-        chosen = [site for site in base.anatomy.sites.values() if site.kind == "kv"]
+    except UnsupportedError as error:
+        refused = (site for site in base.anatomy.sites.values() if site.unsupported)
+        return next((site.part for site in refused if site.unsupported in str(error)), LACKS)
     return next((site.part for site in chosen if site.unsupported), None)
 
 

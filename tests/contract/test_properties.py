@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from methods import every
 
 from onebase.base import Base
+from onebase.core.contracts import Delta
 from onebase.core.layout import make_layout
 from onebase.core.plan import lower
 
@@ -99,10 +100,18 @@ def test_layout_without_a_mask(lengths, columns, causal):
 def test_a_lowered_plan_applies_each_delta_to_its_rows(names):
     """Every row is changed by its own adapter, once, in any order; plain rows are passed through untouched."""
 
+    class Mark(Delta):
+        def __init__(self, mark: float):
+            super().__init__()
+            self.mark = mark
+
+        def forward(self, x, h, at):
+            return h * self.mark + x
+
     class Marker:
         def __init__(self, mark: float):
             self.name, self.generator, self.has_kv, self.mark = "", None, False, mark
-            self.deltas = {"site": lambda x, h, at: h * self.mark + x}
+            self.deltas = {"site": Mark(mark)}
 
     adapters = {"a": Marker(2.0), "b": Marker(3.0), "c": Marker(5.0)}
     plan = lower(names, adapters.__getitem__, torch.device("cpu"))

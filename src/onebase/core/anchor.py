@@ -384,7 +384,7 @@ class Anchor:
         tokens = int(positions.max()) - (self.stack.position_start or 0) + 1
         if tokens > limit:
             raise UnsupportedError(
-                f"{tokens} positions (virtual tokens included) exceed the {limit} positions of this base: shorten the "
+                f"{tokens} tokens (virtual ones included) exceed the {limit} positions of this base: shorten the "
                 f"texts or the prompt ({width} virtual tokens)"
             )
 

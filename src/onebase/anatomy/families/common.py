@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 
@@ -13,7 +14,14 @@ def heads(config: Any) -> tuple[int, int]:
 
 
 def off_interface(config: Any) -> str:
-    """Say why prefixes cannot reach a family that computes attention by itself."""
+    """Say why prefixes cannot reach a family that computes attention by itself; '' where its modelling file does not.
+
+    Families move to the interface from one version of transformers to the next (GPT-J with 5.24).
+    """
+    name = config.model_type.replace("-", "_")
+    modelling = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    if hasattr(modelling, "ALL_ATTENTION_FUNCTIONS"):
+        return ""
     return (
         f"{config.model_type} computes attention inside its own module and not through transformers' attention "
         "interface, so no keys can be put before its own: use lora, bottleneck or prompt on this base"
