@@ -151,7 +151,7 @@ PRESENT: dict[str, Case] = {
 }
 
 OFF = {"kv": "attention interface"}  # attention that no prefix reaches
-EXPERTS = dict.fromkeys(("gate", "up", "down"), "experts")
+EXPERTS = dict.fromkeys(("gate", "up", "down", "hidden"), "experts")
 EAGER = ("eager",)
 
 MORE: dict[str, Case] = {
