@@ -74,10 +74,11 @@ def build_adapter(
     Raises:
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
-    sites = method.select(list(base.anatomy.sites.values()))
-    refused = next((site for site in sites if site.unsupported), None)
+    every = list(base.anatomy.sites.values())
+    refused = next((site for site in method.needs(every) if site.unsupported), None)
     if refused is not None:
         raise UnsupportedError(f"{method.name} at {refused.name}: {refused.unsupported}")
+    sites = method.select(every)
     own = view(base, method.vocabulary())
     init = make_init(base, task, seed, frequent, empty, own)
     module = method.build(sites, init)

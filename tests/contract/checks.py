@@ -47,7 +47,7 @@ def refused_at(base: Base, method: Method) -> str | None:
     Which parts it may refuse is a test's own.
     """
     try:
-        chosen = method.select(list(base.anatomy.sites.values()))
+        chosen = method.needs(list(base.anatomy.sites.values()))
     except UnsupportedError as error:
         refused = (site for site in base.anatomy.sites.values() if site.unsupported)
         return next((site.part for site in refused if site.unsupported in str(error)), LACKS)

@@ -25,7 +25,9 @@ TWO_STACKS = ("t5", "t5-gated", "mt5", "bart")
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.values[0] not in TWO_STACKS])
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.values[0] not in (*TWO_STACKS, "albert")]
+)  # one layer twice
 @pytest.mark.parametrize("prompt", ["", "prompt(length=2) + "])
 def test_exactly_the_first_and_last_text_positions_change(family, side, prompt, tokenizer):
     """Of the last layer's output, n first and m last real positions of each row, and by the paper's formula."""
@@ -156,7 +158,7 @@ def test_completions_are_trained_with_their_prompts_stated(tokenizer):
 def test_a_new_word_is_its_embedding(family, tokenizer):
     """Rows with an adapter's own words, beside rows of others, answer as the base does for the embeddings."""
     with Base(make(family), tokenizer) as base, torch.no_grad():
-        checks.attach(base, {"a": parse_method(f"tokens(words=('{NEW}', 'river'))"), "lora": every()["lora-0"]})
+        checks.attach(base, {"a": parse_method(f"tokens(words=('{NEW}', 'river'))"), "lora": every()["lora-1"]})
         base.add("b", "tokens(words=('other',))")
         known, size = len(base.anatomy.stacks[0].embed.weight), len(tokenizer)
         own = base.tokenizer_of("a")
@@ -189,7 +191,10 @@ def test_a_new_word_is_its_embedding(family, tokenizer):
 def test_new_words_in_generation(family, tokenizer):
     """Prompts with an adapter's own words in a mixed batch: as alone, cache or not, in the base's vocabulary."""
     with Base(make(family), tokenizer) as base:
-        checks.attach(base, {"a": parse_method(f"tokens(words=('{NEW}', 'river')) + lora"), "b": every()["prompt-0"]})
+        checks.attach(
+            base,
+            {"a": parse_method(f"tokens(words=('{NEW}', 'river')) + lora(sites='paper')"), "b": every()["prompt-0"]},
+        )
         prompts, names = [f"the river {NEW} runs", f"the {NEW} river", "a small bird"], ["a", "b", None]
         mixed = base.generate(prompts, names, max_new_tokens=5, return_ids=True)
         for prompt, name, found in zip(prompts, names, mixed):
@@ -243,7 +248,7 @@ def test_mistakes_with_words(tokenizer):
 def test_deltas_of_one_site_apply_in_written_order(family, tokenizer):
     """At a site of three parts: what the parts do one after the other, and not in another order."""
     with Base(make(family), tokenizer) as base, torch.no_grad():
-        adapter = base.add("u", "lora(rank=2) + ia3(sites=('v',)) + bitfit(sites='v', create=True)")
+        adapter = base.add("u", "lora(rank=2, sites='paper') + ia3(sites=('v',)) + bitfit(sites='v', create=True)")
         checks.disturb(adapter.module, 1, 0.5)
         site = next(s for s in adapter.routed.deltas if s.endswith("/v"))
         place = base.anatomy.sites[site]
@@ -251,7 +256,7 @@ def test_deltas_of_one_site_apply_in_written_order(family, tokenizer):
         h = torch.randn(2, 3, place.d_out, generator=torch.Generator().manual_seed(2))
         lora, scale, shift = (dict(part.items())[site] for part in adapter.module.members())
         expected = (h + lora.scale * x @ lora.A.T @ lora.B.T) * (1 + scale.scale) + shift.bias
-        assert checks.gap(adapter.routed.deltas[site](x, h, At()), expected) <= 1e-5
+        assert checks.gap(adapter.routed.deltas[site](x, h, At()), expected) <= 1e-5 * checks.size(expected)
         assert checks.gap(lora(x, shift(x, scale(x, h, At()), At()), At()), expected) > checks.VISIBLE
 
 

@@ -72,6 +72,14 @@ class Method:
         """
         raise NotImplementedError
 
+    def needs(self, sites: Sequence[Site]) -> list[Site]:
+        """Return the sites that get a delta, out of every site of the base: those that the base may not refuse.
+
+        Raises:
+            ConfigError, UnknownNameError, UnsupportedError: as `select`.
+        """
+        return self.select(sites)
+
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build the module of one adapter for the selected sites (float32, on the CPU)."""
         raise NotImplementedError

@@ -189,9 +189,12 @@ class Composite(Method):
         What one part selects depends on all sites (layers counted from the top), so a part never selects among the
         sites of the others.
         """
-        for part in self.members():
-            part.select(sites)
+        self.needs(sites)
         return list(sites)
+
+    def needs(self, sites: Sequence[Site]) -> list[Site]:
+        """Return what any part selects, once, in the order of the parts."""
+        return list(dict.fromkeys(site for part in self.members() for site in part.needs(sites)))
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build every part in order, from one generator."""
