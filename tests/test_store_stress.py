@@ -88,8 +88,8 @@ def storm(tmp_path: Path, workers: int, acts: int, kills: int, rounds: int, seed
             for child in rng.sample(children, kills):
                 time.sleep(rng.uniform(0.02, 0.15))
                 os.kill(child, signal.SIGKILL)
-                server.stdin.write("\n")
-                server.stdin.flush()
+            server.stdin.write("\n")  # only now are those that ended waited for: a reaped one cannot be killed
+            server.stdin.flush()
             codes = json.loads(server.stdout.readline())
         assert set(codes) <= {0, -signal.SIGKILL}, codes
         done += codes.count(0)
