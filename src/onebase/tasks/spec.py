@@ -7,11 +7,26 @@ from typing import Any
 
 from onebase.errors import UnknownNameError
 from onebase.tasks.registry import get_task
+from onebase.tasks.task import Task
 
 LEAST_LABELS = {"classification": 2, "multilabel": 1, "tokens": 1}  # kind -> labels without which there is no head
 POOLINGS = ("mean", "first", "last")
 WIDEST = 2**16  # units of a head's hidden layer: more than any base has features
 SHORTEST, LONGEST = 4, 2**24  # tokens of a text; the longest is beyond any base, and keeps sums in 64 bits
+
+
+def template_problem(task: Task, template: str, pair: bool) -> str:
+    """Say what is wrong with a template, or ''.
+
+    Args:
+        task: whose places it must have.
+        template: the text; '' is none.
+        pair: there is a second text.
+    """
+    places = [*task.places, *(["text_pair"] if pair and "text" in task.places else [])]
+    if template and (not places or any("{" + place + "}" not in template for place in places)):
+        return f"template {template!r}: expected places for {places or 'nothing (plain text)'}"
+    return ""
 
 
 def spec_problems(spec: Mapping[str, Any], limit: int | None) -> Iterator[str]:
@@ -41,11 +56,10 @@ def spec_problems(spec: Mapping[str, Any], limit: int | None) -> Iterator[str]:
     if type(length) is not int or not SHORTEST <= length <= longest:
         yield f"task max_length {length!r}: expected {SHORTEST} to {longest} tokens"
     template = spec.get("template", "")
-    places = [*task.places, *(["text_pair"] if spec.get("pair") is True and "text" in task.places else [])]
     if not isinstance(template, str):
         yield f"task template {template!r}: expected a text"
-    elif template and (not places or any("{" + place + "}" not in template for place in places)):
-        yield f"task template {template!r}: expected places for {places or 'nothing (plain text)'}"
+    elif problem := template_problem(task, template, spec.get("pair") is True):
+        yield f"task {problem}"
     if type(spec.get("pair", False)) is not bool:
         yield f"task pair {spec.get('pair')!r}: expected true or false"
     yield from _head_problems(spec.get("head"))

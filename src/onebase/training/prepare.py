@@ -21,6 +21,7 @@ from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
 from onebase.tasks import Examples, Scores, get_task
+from onebase.tasks.spec import POOLINGS, template_problem
 from onebase.tasks.task import choose_option
 from onebase.training import checkpoint as checkpoints
 from onebase.training.job import Checked, JobState
@@ -234,14 +235,12 @@ def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
     longest = base.anatomy.stacks[0].position_limit
     if "max_length" in given and (spec["max_length"] < 4 or (longest is not None and spec["max_length"] > longest)):
         raise ConfigError(f"max_length = {spec['max_length']!r}: expected 4 to {longest or 'any number'} on this base")
-    choose_option("pooling", spec["pooling"], ("mean", "first", "last"))
+    choose_option("pooling", spec["pooling"], POOLINGS)
     if "pooling" in given and task.surface == "logits":
         raise ConfigError(f"pooling = {given['pooling']!r} has no effect on {data.kind} data: leave it out")
     spec = task.complete(spec, base, data, given)
-    places = [*task.places, *(["text_pair"] if spec["pair"] and "text" in task.places else [])]
-    missing = [place for place in places if spec["template"] and "{" + place + "}" not in spec["template"]]
-    if missing or (spec["template"] and not places):
-        raise ConfigError(f"template {spec['template']!r}: expected places for {places or 'nothing (plain text)'}")
+    if problem := template_problem(task, spec["template"], spec["pair"]):
+        raise ConfigError(problem)
     return spec
 
 
