@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class Installation:
     def _switch_attention(self) -> None:
         if self.attention:
             return
-        configs = self._configs()
+        configs = self._configs
         names = {id(c): attention.register(c._attn_implementation) for c in configs}
         for config in configs:
             self.attention.append((config, config._attn_implementation))
@@ -187,7 +188,7 @@ class Installation:
     @contextmanager
     def attention_as(self, name: str) -> Iterator[None]:
         """Compute attention with another implementation ('eager' or 'sdpa') for a while."""
-        before = [(config, config._attn_implementation) for config in self._configs()]
+        before = [(config, config._attn_implementation) for config in self._configs]
         try:
             for config, current in before:
                 wrapped = str(current).startswith(attention.PREFIX)
@@ -197,8 +198,9 @@ class Installation:
             for config, current in before:
                 config._attn_implementation_internal = current
 
+    @cached_property
     def _configs(self) -> list[Any]:
-        """Return every distinct config in the model that says how attention is computed."""
+        """Every distinct config in the model that says how attention is computed; packed calls ask each time."""
         found: dict[int, Any] = {}
         for module in self.model.modules():
             config = getattr(module, "config", None)
