@@ -216,6 +216,12 @@ class JobState:
         }  # fmt: skip
         return tensors, facts
 
+    def last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the state of a job that takes no further step: `restore` and `end` give its kept epoch again."""
+        tensors, facts = self.state()
+        tensors |= {f"now.{name}": t.clone() for name, t in self.kept.items()}
+        return {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}, facts
+
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continue from a state."""
         generator = self.adapter.routed.generator
