@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from onebase.cli.merge import Chosen
     from onebase.data import Data
 
-NAME_LENGTH = 64
 NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes")
 
 
@@ -230,12 +229,6 @@ def _checked_name(chosen: Chosen) -> str:
 
 def name_of(data: str) -> str:
     """Make a valid adapter name of a data path: ``My reviews.csv`` gives ``My-reviews``."""
-    import re
+    from onebase.store.names import name_of_path
 
-    from onebase.store.names import WINDOWS_RESERVED
-
-    path = Path(data).expanduser().resolve()
-    stem = path.name if path.is_dir() else path.stem
-    name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", stem).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
-    name = name or "adapter"
-    return f"my-{name}"[:NAME_LENGTH] if name.split(".")[0].lower() in WINDOWS_RESERVED else name
+    return name_of_path(data)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebase.data import Data
 from onebase.errors import ConfigError, TrainingError
-from onebase.methods.method import Method
-from onebase.methods.registry import parse_method
+from onebase.training.jobs import Job, data_of, jobs_of
 from onebase.training.joint import Member, fit_many
 from onebase.training.kernels import kernels_of
 from onebase.training.loop import Reporter
@@ -40,36 +40,14 @@ class Failed:
     error: TrainingError
 
 
-class Job:
-    """One adapter to train: data, method, name, and everything else that `train` takes.
-
-    Args:
-        data: what `load_data` takes.
-        method: a method or its shorthand.
-        name: the adapter's, and where it is stored; None attaches it under the method's name and stores nothing.
-        more: columns, task options and training settings, as for `train`.
-
-    Example:
-        >>> Job(data="reviews.csv", method="bottleneck", name="reviews", lr=1e-3)
-        Job('reviews': bottleneck)
-    """
-
-    def __init__(self, data: Any, method: str | Method | None = None, name: str | None = None, **more: Any):
-        self.data, self.name, self.more = data, name, more
-        self.method = None if method is None else parse_method(method)
-
-    def __repr__(self) -> str:
-        method = "default method" if self.method is None else self.method.shorthand()
-        return f"Job({self.name!r}: {method})"
-
-
 def train_many(
     base: Base,
-    jobs: Sequence[Job],
+    jobs: Sequence[Job] | str | Path,
     *,
     store: Store | None = None,
     report: Reporter | None = None,
     resume: bool = False,
+    save: bool = True,
     remember: dict[str, Any] | None = None,
 ) -> list[Run | Failed]:
     """Train many adapters in one pass; each ends as if alone.
@@ -80,11 +58,13 @@ def train_many(
 
     Args:
         base: the base; nothing of it changes.
-        jobs: what to train; names must differ.
+        jobs: what to train; names must differ. Or a file of jobs (`training.jobs.read_jobs`), or a folder of data
+            sets, one job each. `training.jobs.grid_jobs` makes the jobs of a grid of settings.
         store: where named jobs are stored; the user's store by default.
         report: receives progress over all jobs.
         resume: go on with the interrupted pass over jobs of these names, from its last checkpoint: all weights are
             then those of an uninterrupted pass, bit by bit. Without a checkpoint it starts over.
+        save: False stores nothing and writes no checkpoint; the adapters stay attached under their names.
         remember: further facts that checkpoints keep, JSON values.
 
     Returns:
@@ -94,6 +74,7 @@ def train_many(
         ConfigError, DataError, UnsupportedError: before any training, for the first job that cannot start.
     """
     report = report or Reporter()
+    jobs = jobs_of(jobs)
     _check(jobs)
     loaded = _load_once(jobs)
     shared: dict[Any, dict[str, Examples]] = {}
@@ -103,7 +84,8 @@ def train_many(
         for job, data in zip(jobs, loaded):
             more = _columns_dropped(job.more) if isinstance(data, Data) else job.more
             one = prepare(
-                base, report, data=data, method=job.method, name=job.name, store=store, shared=shared, **more
+                base, report, data=data, method=job.method, name=job.name if save else None,
+                attach=job.name, store=store, shared=shared, **more,
             )  # fmt: skip
             prepared.append(one)
         members = [Member(p.attached, p.state) for p in prepared]
@@ -188,8 +170,6 @@ def _check(jobs: Sequence[Job]) -> None:
 
 def _load_once(jobs: Sequence[Job]) -> list[Any]:
     """Read every source that several jobs name alike once."""
-    from onebase.data import load
-
     seen: dict[Any, Data] = {}
     found = []
     for job in jobs:
@@ -200,7 +180,7 @@ def _load_once(jobs: Sequence[Job]) -> list[Any]:
         source = job.data if isinstance(job.data, str) else id(job.data)
         key = (source, job.more.get("seed") or 0, repr(sorted(options.items())))
         if key not in seen:
-            seen[key] = load(job.data, seed=job.more.get("seed") or 0, **options)
+            seen[key] = data_of(job)
         found.append(seen[key])
     return found
 
