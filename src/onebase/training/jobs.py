@@ -94,6 +94,11 @@ def folder_jobs(folder: str | Path, method: str | Method | None = None, **more: 
     return [Job(str(entry), method, name, **more) for name, entry in found.items()]
 
 
+def left_out(folder: str | Path) -> list[str]:
+    """Return the names in a folder of data sets that are no data; hidden ones do not count."""
+    return sorted(e.name for e in Path(folder).expanduser().iterdir() if not _is_data(e) and e.name[0] != ".")
+
+
 def _is_data(entry: Path) -> bool:
     if entry.name.startswith("."):
         return False

@@ -109,7 +109,7 @@ def train_many(
             before = _stored_before(mine, checkpoint) if going_on else None
             results[member.name] = run = conclude(base, mine, before)
             scores = f"{run.metric} {run.value:.4f}, base {run.base_value:.4f}"
-            report.job_end(member.name, f"{run.ref or 'done, not stored'}: {scores}")
+            report.job_end(member.name, f"{f'stored as {run.ref}' if run.ref else 'done'}: {scores}")
 
         fit_many(base, members, kernels, report, checkpoint, finished)
     except BaseException:
