@@ -135,7 +135,16 @@ def test_every_mistake_in_a_file_of_jobs_is_named(tmp_path) -> None:
         read_jobs(path)
     lines = str(caught.value).splitlines()
     for number, words in enumerate(
-        ["data is missing", "belongs under settings", "lrr", "data = 3", "lorra", "expected keys", "a/b", "limit = True"]
+        [
+            "data is missing",
+            "belongs under settings",
+            "lrr",
+            "data = 3",
+            "lorra",
+            "expected keys",
+            "a/b",
+            "limit = True",
+        ]
     ):
         assert lines[number].startswith(f"jobs.yaml, job {number + 1}: ") and words in lines[number], lines[number]
     assert "several jobs are called 'b'" in lines[-1] and len(lines) == 9

@@ -3,7 +3,7 @@
 Every optimizer step of a job sees exactly the rows, the mean, the clipping and the rate that it would see alone; only
 the micro-batches are shared. Losses are summed over jobs and differentiated once: parameters of different jobs never
 meet in a row, so the gradient of a job's parameters is the gradient of its own sum, and a NaN stays in its own rows.
-Dropout of deltas is drawn by micro-batch: with dropout a job differs from the same job alone as two seeds differ.
+Dropout is a function of job, step and row (`core.draw`), so it is the same alone and among others.
 """
 
 from __future__ import annotations
