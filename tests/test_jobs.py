@@ -73,13 +73,13 @@ def test_a_grid_has_readable_names_and_reads_its_data_once(tasks) -> None:
     path = tasks / "rooms.csv"
     grid = read_grid(["lr=1e-4,5e-4", "rank=4,8", "sites=('q', 'v'),all"])
     assert grid == {"lr": [1e-4, 5e-4], "rank": [4, 8], "sites": [("q", "v"), "all"]}
-    jobs = grid_jobs(path, "lora(alpha=4)", "r", {"lr": [1e-4, 5e-4], "rank": [4, 8]}, seeds=2, epochs=1)
+    jobs = grid_jobs(path, "lora(rank=2, alpha=4)", "r", {"lr": [1e-4, 5e-4], "rank": [4, 8]}, seeds=2, epochs=1)
     assert [job.name for job in jobs] == [
         f"r-lr{lr}-rank{rank}-seed{seed}" for lr in ("0.0001", "0.0005") for rank in (4, 8) for seed in (0, 1)
     ]
     assert len({id(job.data) for job in jobs}) == 1
     assert jobs[-1].more == {"epochs": 1, "lr": 5e-4, "seed": 1}
-    assert jobs[-1].method.shorthand() == "lora(rank=8, alpha=4.0)"
+    assert jobs[-1].method.shorthand() == "lora(alpha=4.0)"
     assert [job.name for job in grid_jobs(path, "lora", "r", {"lr": [1e-5]})] == ["r-lr1e-5"]
 
 
@@ -199,7 +199,7 @@ def test_a_killed_pass_resumes_to_the_same_bits(tasks, tmp_path) -> None:
     jobs = tmp_path / "jobs.yaml"
     common = "attention: keep, dtype: float32, save_steps: 3, batch_size: 8"
     jobs.write_text(
-        f"- {{data: tasks/rooms.csv, name: a, method: 'lora(rank=2, dropout=0.2)', settings: {{epochs: 1, {common}}}}}\n"
+        f"- {{data: tasks/rooms.csv, name: a, method: 'lora(dropout=0.2)', settings: {{epochs: 1, {common}}}}}\n"
         f"- {{data: tasks/rooms.csv, name: b, method: bottleneck(size=4), settings: {{epochs: 12, {common}}}}}\n"
         f"- {{data: tasks/my films.csv, name: c, method: prompt(length=2), settings: {{epochs: 12, {common}}}}}\n"
     )
