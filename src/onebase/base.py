@@ -373,7 +373,7 @@ class Base:
     def packs(self, adapter: str) -> bool:
         """Whether rows of an adapter are computed without their padding in `states` and in training."""
         routed = self._find(adapter)
-        return self._installed.packs and not routed.positional and not routed.drops()
+        return self._installed.packs and not routed.positional
 
     @contextmanager
     def packed(

@@ -188,7 +188,7 @@ class Anchor:
         for name in ("output_hidden_states", "output_attentions"):
             if call.get(name) or getattr(config, name, False):
                 return False
-        return not any(g.adapter.positional or g.adapter.drops() for g in plan.groups)
+        return not any(g.adapter.positional for g in plan.groups)
 
     def _pack(self, plan: Plan, call: dict[str, Any]) -> None:
         """Put the real tokens of all rows into one row; attention puts them apart again."""

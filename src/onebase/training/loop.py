@@ -31,6 +31,14 @@ class Reporter:
     def epoch(self, entry: dict[str, float]) -> None:
         """An epoch was scored."""
 
+    def job_epoch(self, job: str, epochs: int, entry: dict[str, float]) -> None:
+        """An epoch of one of several jobs was scored; `epochs` are that job's."""
+        self.epoch(entry)
+
+    def job_end(self, job: str, sentence: str) -> None:
+        """One of several jobs is over: stored, finished or stopped, as the sentence says."""
+        self.note(f"{job}: {sentence}")
+
     def note(self, text: str) -> None:
         """Something worth a line."""
 
