@@ -95,6 +95,7 @@ def test_linear_combinations_equal_the_sum_written_into_the_weights(tokenizer):
         assert checks.gap(together, call(base, "dense", ids)) <= EQUAL * checks.size(together)
 
 
+@pytest.mark.filterwarnings("ignore")  # of peft's own code
 @pytest.mark.parametrize("how, theirs", [("ties", "ties_svd"), ("prune", "magnitude_prune_svd"), ("linear", "svd")])
 def test_combinations_equal_those_of_peft(tokenizer, how, theirs):
     peft = pytest.importorskip("peft")
@@ -113,18 +114,18 @@ def test_combinations_equal_those_of_peft(tokenizer, how, theirs):
         config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["query", "value"])
         plain = make("bert")  # a copy of the base would carry its hooks
         plain.load_state_dict(base.model.state_dict())
-        other = peft.get_peft_model(plain, config, adapter_name="a")
-        other.add_adapter("b", config)
+        other = peft.get_peft_model(plain, config, adapter_name="one")
+        other.add_adapter("two", config)
         paths = {site: base.anatomy.sites[site].path for site in changes}
         with torch.no_grad():
-            for name in "ab":
+            for name, called in (("a", "one"), ("b", "two")):
                 for site, delta in base.adapters[name].module.items():
                     layer = other.base_model.model.get_submodule(paths[site])
-                    layer.lora_A[name].weight.copy_(delta.A)
-                    layer.lora_B[name].weight.copy_(delta.B)
+                    layer.lora_A[called].weight.copy_(delta.A)
+                    layer.lora_B[called].weight.copy_(delta.B)
         rank = min(next(iter(changes.values())).shape)
         other.add_weighted_adapter(
-            ["a", "b"], [0.6, 0.9], "mix", combination_type=theirs, svd_rank=rank,
+            ["one", "two"], [0.6, 0.9], "mix", combination_type=theirs, svd_rank=rank,
             **({} if theirs == "svd" else {"density": 0.5}),
         )  # fmt: skip
         for site, change in changes.items():
@@ -138,7 +139,7 @@ def test_low_rank_is_the_nearest_and_says_its_error(tokenizer):
         assert base.add("same", combine("a", "b", rank=5)).module.facts["error"] < 1e-5
         worst = base.add("less", combine("a", "b", rank=1)).module.facts["error"]
         found = []
-        for site, delta in exact.module.items():
+        for _site, delta in exact.module.items():
             s = torch.linalg.svdvals(delta.B @ delta.A)
             found.append(float(s[1:].square().sum() / s.square().sum()) ** 0.5)
         assert worst == pytest.approx(max(found), abs=1e-5) and worst > 0.01
