@@ -75,6 +75,14 @@ def create(self, data):
     return self.answer(200, {"url": f"{self.server.url}/{name}"})
 
 
+def validate(self, data):
+    import yaml
+
+    card = yaml.safe_load(json.loads(data)["content"].split("---")[1])
+    wrong = [] if isinstance(card.get("tags"), list) else [{"message": "tags are no list"}]
+    return self.answer(400 if wrong else 200, {"errors": wrong, "warnings": []})
+
+
 def preupload(self, data, repo, revision):
     files = json.loads(data)["files"]
     modes = [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
@@ -176,6 +184,7 @@ def resolve(self, data, repo, revision, path):
 REPO = r"([\w.-]+/[\w.-]+)"
 ROUTES = [
     (("POST",), r"/api/repos/create", create),
+    (("POST",), r"/api/validate-yaml", validate),
     (("POST",), rf"/api/models/{REPO}/preupload/([\w.-]+)", preupload),
     (("POST",), rf"/{REPO}\.git/info/lfs/objects/batch", batch),
     (("PUT",), r"/lfs/([0-9a-f]{64})", store_large),

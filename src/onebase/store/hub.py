@@ -166,6 +166,10 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise ConfigError(f"{what}: {_first(error)}") from error
+    except RuntimeError as error:  # the client wraps what uploads of large files raise
+        if not isinstance(error.__cause__, HfHubHTTPError | httpx.HTTPError | OSError):
+            raise
+        raise StoreError(f"{what}: {_first(error)} What was sent is kept: call it again.") from error
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         hints: dict[Any, str] = {
