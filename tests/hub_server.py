@@ -171,7 +171,10 @@ def resolve(self, data, repo, revision, path):
     if large and self.command == "GET" and self.server.fail:
         self.server.fail -= 1
         self.send_response(200)
-        for key, value in {"Content-Length": len(content), **{k.replace("_", "-"): v for k, v in headers.items()}}.items():
+        for key, value in {
+            "Content-Length": len(content),
+            **{k.replace("_", "-"): v for k, v in headers.items()},
+        }.items():
             self.send_header(key, str(value))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2])

@@ -80,7 +80,9 @@ def test_a_cut_off_transfer_goes_on(hub, tmp_path):
     assert failed.returncode == 1 and "cannot push reviews@1" in failed.stderr and not hub.repos["me/reviews"]
     ok(onebase(hub, tmp_path / "one", "push", "reviews", "me/reviews", "--json"))
     ok(onebase(hub, tmp_path / "one", "push", "reviews", "me/reviews", "--json"))
-    assert sum(method == "PUT" for method, _, _ in hub.log) == 2  # the refused one, and one: the third had nothing to send
+    assert (
+        sum(method == "PUT" for method, _, _ in hub.log) == 2
+    )  # the refused one, and one: the third had nothing to send
     hub.fail = 1
     ok(onebase(hub, tmp_path / "two", "pull", "me/reviews", "--json"))
     starts = [asked for _, path, asked in hub.log if path.endswith(TENSORS_FILE) and asked]

@@ -26,6 +26,7 @@ from onebase.cli import (
     predict,
     report,
     shelf,
+    sign,
     train,
     versions,
 )
@@ -83,6 +84,8 @@ COMMANDS = {
     "export": exchange.export,
     "merge": exchange.merge,
     "compose": compose.compose,
+    "keygen": sign.keygen,
+    "sign": sign.sign,
     "push": hub.push,
     "pull": hub.pull,
     "promote": versions.promote,

@@ -17,11 +17,11 @@ from typing import Any
 from onebase.errors import ConfigError, StoreError
 from onebase.store import disk
 from onebase.store.schema import CARD_FILE, CONFIG_FILE, TENSORS_FILE
+from onebase.store.signing import SIGNATURE_FILE
 from onebase.store.store import Store
 from onebase.store.stored import Stored
 
 FILES = (CONFIG_FILE, TENSORS_FILE, CARD_FILE)
-SIGNATURE_FILE = "signature.json"
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ def adopt(store: Store, fetched: Stored) -> Stored:
         ConfigError: another version has the number.
     """
     store.check(fetched.name)
+    if type(store) is not Store:
+        raise ConfigError(
+            f"a version is kept under its own number in a local store only: pull {fetched.name} with --name, which saves "
+            "it as a new version"
+        )
     home = store.root / "adapters" / fetched.name
     place = home / str(fetched.version)
     taken = ConfigError(
@@ -176,7 +181,9 @@ def _explained(what: str) -> Iterator[None]:
             401: " Log in: hf auth login.", 403: " The token may not write there: hf auth login.",
             404: " Check the name of the repository and the revision; a private one needs hf auth login.",
         }  # fmt: skip
-        raise StoreError(f"{what}: {_first(error)}{hints.get(status, ' What was sent is kept: call it again.')}") from error
+        raise StoreError(
+            f"{what}: {_first(error)}{hints.get(status, ' What was sent is kept: call it again.')}"
+        ) from error
 
 
 def _first(error: Exception) -> str:

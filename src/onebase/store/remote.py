@@ -172,7 +172,9 @@ class RemoteStore(Store):
                 self._create(pointer, "adapters", name, f"{version}.json")
             except FileExistsError:
                 if not self.conditional:
-                    raise StoreError(f"somebody else saved {name}@{version} in {self.url} meanwhile: {self.writers}") from None
+                    raise StoreError(
+                        f"somebody else saved {name}@{version} in {self.url} meanwhile: {self.writers}"
+                    ) from None
                 continue  # another writer took the number
             place = self._adapters / name / str(version)
             disk.make_folder(place.parent)
