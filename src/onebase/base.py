@@ -195,7 +195,9 @@ class Base:
         self._open()
         return save_adapter(self, self.adapters[name], store, as_name, **facts)
 
-    def import_adapter(self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = ()) -> Adapter:
+    def import_adapter(
+        self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = (), rank: int | None = None
+    ) -> Adapter:
         """Attach an adapter that PEFT or the AdapterHub library wrote.
 
         Such files have no digest and no probes, so nothing tells whether they are whole; structure, names, shapes,
@@ -205,6 +207,7 @@ class Base:
             source: a folder, or the id of a hub repository.
             name: the name to use in calls; the folder's own by default.
             labels: names of the classes, in order, where the file has a head but no names.
+            rank: of the LoRA to make of a PEFT method that has no form here (LoHa, OFT ...); None keeps it exactly.
 
         Raises:
             ConfigError, UnsupportedError, CorruptError, MismatchError: one error that lists everything wrong.
@@ -212,7 +215,7 @@ class Base:
         from onebase.exchange import import_adapter
 
         self._open()
-        return import_adapter(self, source, name, labels)
+        return import_adapter(self, source, name, labels, rank)
 
     def export(self, name: str, folder: str | Path, *, to: str = "peft", head: bool = True) -> Exported:
         """Write an adapter in the form of another library, read it back, and compare its answers.

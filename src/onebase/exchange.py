@@ -52,7 +52,7 @@ def find_folder(source: str | Path) -> Path:
         raise ConfigError(f"{source} is no folder, and the hub answered: {first}") from error
 
 
-def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreign:
+def read_foreign(base: Base, folder: Path, labels: Sequence[str] = (), rank: int | None = None) -> Foreign:
     """Read an adapter folder of another library, whichever it is.
 
     Raises:
@@ -64,7 +64,9 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreig
     if "peft_type" in config:
         from onebase.store.interop.peft_read import read_peft
 
-        return read_peft(folder, base, labels)
+        return read_peft(folder, base, labels, rank)
+    if rank is not None:
+        raise ConfigError(f"rank = {rank!r} is for files of PEFT: leave it out")
     if "config" in config and "model_type" in config:
         from onebase.store.interop.adapterhub_read import read_adapterhub
 
@@ -75,13 +77,15 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreig
     )
 
 
-def import_adapter(base: Base, source: str | Path, name: str | None, labels: Sequence[str] = ()) -> Adapter:
+def import_adapter(
+    base: Base, source: str | Path, name: str | None, labels: Sequence[str] = (), rank: int | None = None
+) -> Adapter:
     """Attach an adapter of another library; see `Base.import_adapter`."""
     folder = find_folder(source)
     name = name or folder.name
     if name in base.adapters:
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or import with another name=")
-    foreign = read_foreign(base, folder, labels)
+    foreign = read_foreign(base, folder, labels, rank)
     adapter = attach_foreign(base, foreign, name)
     adapter.config = {
         "provenance": {

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from onebase.compose.deltas import AverageDelta, Derived, Fused, FusionDelta, Held
-from onebase.compose.weights import HOW, change, combine, joined, low_rank, pieces
+from onebase.compose.weights import HOW, change, combine, joined, pieces
 from onebase.core.contracts import AdapterModule, Delta
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError, unknown
 from onebase.methods.dense import DenseDelta
+from onebase.methods.lora import low_rank
 from onebase.methods.method import Init, Method, check
 from onebase.methods.union import UnionModule
 

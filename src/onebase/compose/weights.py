@@ -94,17 +94,3 @@ def _largest(change: Tensor, density: float) -> Tensor:
     flat = change.flatten()
     kept = flat.abs().topk(max(1, int(density * flat.numel()))).indices
     return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(change)
-
-
-def low_rank(change: Tensor, rank: int) -> tuple[LoRADelta, float]:
-    """Return the LoRA of a rank that is nearest to a change, and its relative error in the Frobenius norm.
-
-    The singular values are split evenly over A and B; the scale is 1.
-    """
-    u, s, vh = torch.linalg.svd(change.float(), full_matrices=False)
-    rank = min(rank, len(s))
-    root = s[:rank].sqrt()
-    delta = LoRADelta((root[:, None] * vh[:rank]).contiguous(), change.shape[0], 1.0, 0.0)
-    delta.B = torch.nn.Parameter((u[:, :rank] * root).contiguous())
-    total = float(s.square().sum())
-    return delta, (float(s[rank:].square().sum()) / total) ** 0.5 if total else 0.0
