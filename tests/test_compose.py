@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 
 import checks
 import pytest
 import torch
 from families import FIRST, VOCABULARY, make
+from methods import WORDS
 
 from onebase import Base, LoRA, Store
 from onebase.compose import average, combine, fuse, parse, stack
@@ -254,3 +256,81 @@ def test_a_part_that_changed_since_it_was_stored_is_refused(tokenizer, tmp_path)
         checks.disturb(base.adapters["s"].module, 8)
         with pytest.raises(StoreError, match="changed since"):
             base.save("x", store=store)
+
+
+def _data(count: int) -> list[dict[str, str]]:
+    rng = random.Random(0)
+    rows = []
+    for i in range(count):
+        filler = " ".join(rng.choice(WORDS) for _ in range(5))
+        rows.append({"text": f"{('cold', 'old')[i % 2]} {filler}", "label": ("a", "b")[i % 2]})
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["stack", "fuse"])
+def test_what_is_trained_on_top_leaves_the_parts_as_they_are(tokenizer, kind, tmp_path):
+    import onebase as ob
+
+    store = Store(tmp_path / "s")
+    with fill(Base(make("bert"), tokenizer)) as base:
+        method = stack("a", "lora(rank=2)") if kind == "stack" else fuse("s", "t")
+        with pytest.raises(StoreError, match="not stored"):
+            ob.train(base, _data(60), method, name="top", store=store, epochs=1)
+        for name in "ast":
+            base.save(name, store=store)
+        before = {n: {k: v.clone() for k, v in base.adapters[n].tensors().items()} for n in "ast"}
+        run = ob.train(base, _data(60), method, name="top", store=store, epochs=2, batch_size=8, lr=1e-2)
+        for name, tensors in before.items():
+            assert all(torch.equal(v, base.adapters[name].tensors()[k]) for k, v in tensors.items())
+        top = base.adapters["top"]
+        start = "deltas." if kind == "fuse" else "parts.1."
+        assert {k.partition(".")[0] for k in top.tensors()} <= {start.partition(".")[0], "head", "base_head"}
+        moved = [t for k, t in top.tensors().items() if k.endswith((".B", ".Q"))]
+        assert moved and all(bool(t.any()) for t in moved) and run.history.steps > 0
+        texts = ["the cold river", "the old bridge"]
+        answers = [p.scores for p in base.predict(texts, adapter="top")]
+        mixed = [p.scores for p in base.predict([*texts, *texts], adapter=["top", "a", "top", None])][::2]
+        assert checks.gap(_scores(mixed[:1]), _scores(answers[:1])) <= EQUAL
+        base.remove("top")
+        base.load("top", store=store)
+        again = [p.scores for p in base.predict(texts, adapter="top")]
+        assert checks.gap(_scores(again), _scores(answers)) <= EQUAL
+
+
+def _scores(found) -> torch.Tensor:
+    return torch.tensor([list(scores.values()) for scores in found])
+
+
+def test_the_command_stores_a_composition(tmp_path, tokenizer):
+    import transformers as tf
+    from families import COMMON
+    from typer.testing import CliRunner
+
+    import onebase as ob
+    from onebase.cli.main import app
+
+    folder = tmp_path / "tiny-bert"
+    tf.BertModel(tf.BertConfig(**COMMON)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with ob.load_base(folder) as base:
+        for number, name in enumerate("ab"):
+            checks.disturb(base.add(name, "lora(rank=2)").module, number)
+            base.save(name)
+
+    def run(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [*words, "-b", str(folder)])
+        return done.exit_code, done.output + done.stderr
+
+    code, said = run("compose", "mix", "combine(a@1, b, weights=[.7, .3], rank=2)")
+    assert code == 0 and "mix@1" in said and "given up" in said
+    assert run("compose", "mix", "fuse(a, b)")[0] == 2
+    assert run("compose", "mix", "stack(a, missing)")[0] != 0
+    with ob.load_base(folder) as base:
+        base.load("a", name="a@1")
+        base.load("b")
+        base.load("mix")
+        inputs = {"input_ids": rows(2), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+        with torch.no_grad(), base.use("mix"):
+            one = base.model(**inputs)[0]
+        with torch.no_grad(), base.use(parse("combine(a@1, b, weights=[.7, .3], rank=2)")):
+            assert checks.gap(one, base.model(**inputs)[0]) <= EQUAL * checks.size(one)

@@ -73,6 +73,7 @@ def test_a_pushed_adapter_is_pulled_bit_by_bit_at_its_revision(hub, tmp_path):
     assert there.resolve("mine").config.provenance["pulled"]["digest"] == second.digest
 
 
+@pytest.mark.slow  # five processes and 24 MB
 def test_a_cut_off_transfer_goes_on(hub, tmp_path):
     save(tmp_path / "one", size=3_000_000)  # 24 MB: the client writes pieces of 10
     hub.refuse = 1

@@ -58,7 +58,7 @@ def import_(
 def export(
     name: NAME,
     out: OUT,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="peft, vllm, adapterhub or merged.")] = "peft",
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="peft, vllm, adapterhub, merged or onnx.")] = "peft",
     head: Annotated[bool, typer.Option("--head/--no-head", help="Write the task head too.")] = True,
     base: o.AdapterBase = None,
     device: o.Device = None,

@@ -178,7 +178,9 @@ def _as_method(
             ranks[key] = len(delta.A)
     exact = f"{file.kind} is carried as a LoRA of rank {wanted}"
     file.notes.append(
-        f"{exact}: the same function" if rank is None else f"{exact}: at most {worst:.3g} of the norm of a change is lost"
+        f"{exact}: the same function"
+        if rank is None
+        else f"{exact}: at most {worst:.3g} of the norm of a change is lost"
     )
     alphas = {key: float(r) for key, r in ranks.items()}
     return LoRA(rank=wanted, alpha=float(wanted), sites=names, ranks=ranks, alphas=alphas), tensors
