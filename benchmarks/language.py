@@ -3,8 +3,8 @@
     python benchmarks/language.py --data ../shared/data --blocks 600 --rows 600
 
 The base is the embedded English one with a head for masked tokens made of its own embeddings. The language adapter is
-trained on plain French text, then frozen; task adapters are trained alone and on top of it, on the same rows from the same
-start. One line per run goes to benchmarks/results/language.jsonl.
+trained on plain French text, then frozen; task adapters are trained alone and on top of it, on the same rows from
+the same start. One line per run goes to benchmarks/results/language.jsonl.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Routes(BaseHTTPRequestHandler):
                 return route(self, data, *found.groups())
         return self.answer(404, {"error": f"no route {self.command} {path}"})
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
 
 def create(self, data):

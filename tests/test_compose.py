@@ -288,12 +288,12 @@ def test_what_is_trained_on_top_leaves_the_parts_as_they_are(tokenizer, kind, tm
         moved = [t for k, t in top.tensors().items() if k.endswith((".B", ".Q"))]
         assert moved and all(bool(t.any()) for t in moved) and run.history.steps > 0
         texts = ["the cold river", "the old bridge"]
-        answers = [p.scores for p in base.predict(texts, adapter="top")]
-        mixed = [p.scores for p in base.predict([*texts, *texts], adapter=["top", "a", "top", None])][::2]
+        answers = [p.probabilities for p in base.predict(texts, adapter="top")]
+        mixed = [p.probabilities for p in base.predict([*texts, *texts], adapter=["top", "a", "top", None])][::2]
         assert checks.gap(_scores(mixed[:1]), _scores(answers[:1])) <= EQUAL
         base.remove("top")
         base.load("top", store=store)
-        again = [p.scores for p in base.predict(texts, adapter="top")]
+        again = [p.probabilities for p in base.predict(texts, adapter="top")]
         assert checks.gap(_scores(again), _scores(answers)) <= EQUAL
 
 

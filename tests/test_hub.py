@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Hub
 
+from hub_server import Hub
 from onebase.store import Store
 from onebase.store.schema import TENSORS_FILE
 

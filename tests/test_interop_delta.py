@@ -36,7 +36,7 @@ def write(folder: Path, family: str, method: str) -> torch.Tensor:
     config = getattr(peft, f"{method}Config")(target_modules=TARGETS[family], **METHODS[method])
     model = peft.get_peft_model(make(family), config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     with warnings.catch_warnings():

@@ -95,7 +95,7 @@ def test_wrong_keys_are_named(stored, tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.setenv(VARIABLE, str(empty))
-    with pytest.raises(ConfigError, match="no \\*.pub"):
+    with pytest.raises(ConfigError, match=r"no \*\.pub"):
         stored.tensors()
 
 

@@ -223,7 +223,8 @@ class Base:
         Args:
             name: the attached adapter.
             folder: new or empty.
-            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model); 'onnx' (one of an encoder).
+            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model);
+                'onnx' (a full encoder).
             head: write the task head too, where the format has heads.
 
         Returns:

@@ -38,7 +38,8 @@ def check_kept(composition: Composition, store: Store) -> None:
         stored, now = there.tensors(), part.folded_tensors()
         if stored.keys() != now.keys() or any(not torch.equal(stored[k], t.cpu()) for k, t in now.items()):
             raise StoreError(
-                f"{composition.shorthand()}: its part {part.name!r} has changed since it was stored as {part.ref}; {fix}"
+                f"{composition.shorthand()}: its part {part.name!r} has changed since it was stored as {part.ref}; "
+                + fix
             )
 
 

@@ -2,7 +2,7 @@
 
 Papers: Yadav et al. 2023, TIES-Merging, arXiv 2306.01708; Yu et al. 2023, DARE, arXiv 2311.03099; Ilharco et al. 2022,
 task arithmetic, arXiv 2212.04089.
-Differs: pruning keeps the largest values of each map, as PEFT does; the TIES paper ranks the values of all maps together.
+Differs: pruning keeps the largest values of each map, as PEFT does; the TIES paper ranks all maps together.
 The maths is done on dW itself, which is PEFT's `*_svd` kinds; its others combine A and B apart, which is no combination
 of the changes.
 """

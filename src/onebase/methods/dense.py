@@ -3,8 +3,8 @@
 Formula: h' = h + x dW^T + db,  dW (d_out, d_in), db (d_out,) where `bias` is on.
 Parameters: sum over sites of d_in * d_out (+ d_out).
 Start: dW and db zero, so the start is exactly the base.
-Use: it holds what has no smaller exact form: combinations of adapters, and foreign methods whose change of W is full. As a
-    method of training it is fine-tuning of linear maps that can be routed per row.
+Use: it holds what has no smaller exact form: combinations of adapters, and foreign methods whose change of W is full.
+    As a method of training it is fine-tuning of linear maps that can be routed per row.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ def adopt(store: Store, fetched: Stored) -> Stored:
     store.check(fetched.name)
     if type(store) is not Store:
         raise ConfigError(
-            f"a version is kept under its own number in a local store only: pull {fetched.name} with --name, which saves "
-            "it as a new version"
+            f"a version is kept under its own number in a local store only: pull {fetched.name} with --name, which "
+            "saves it as a new version"
         )
     home = store.root / "adapters" / fetched.name
     place = home / str(fetched.version)

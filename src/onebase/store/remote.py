@@ -5,7 +5,7 @@
     adapters/<name>/removed/<version>    a number that is not given again
     adapters/<name>/aliases/<n>.json     aliases after their n-th change; the highest n counts
 
-Where the file system creates a file only if there is none (`conditional`), any number of writers on any number of machines
+Where the file system creates a file only if there is none (`conditional`), any number of writers on any machines
 may save and promote: one wins a number, the others take the next. Elsewhere there must be one writer at a time; readers
 may always be many. Versions are fetched into a local folder once, and verified like any other.
 """
@@ -33,8 +33,8 @@ from onebase.store.schema import CONFIG_FILE, LISTED_FILE, parse_config, read_js
 from onebase.store.store import Card, Store, cache_of
 from onebase.store.stored import Stored, Version
 
-# Protocols whose file systems create a file only if there is none: s3fs with If-None-Match, gcsfs with a generation of 0,
-# local disks with an exclusive link, memory within its process.
+# Protocols whose file systems create a file only if there is none: s3fs with If-None-Match, gcsfs with a generation of
+# 0, local disks with an exclusive link, memory within its process.
 CONDITIONAL = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")
 LOCAL = ("file", "local")
 HEX = re.compile(r"[0-9a-f]{64}")

@@ -69,7 +69,8 @@ def write_onnx(model: Any, folder: Path, vocabulary: int) -> Path:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's, about itself
         program = torch.onnx.export(
-            _Encoder(model).eval(), (ids, mask), dynamo=True, verbose=False, input_names=["input_ids", "attention_mask"],
+            _Encoder(model).eval(), (ids, mask), dynamo=True, verbose=False,
+            input_names=["input_ids", "attention_mask"],
             output_names=["output"], dynamic_shapes={"input_ids": {0: rows, 1: tokens},
                                                      "attention_mask": {0: rows, 1: tokens}},
         )  # fmt: skip
