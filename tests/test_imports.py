@@ -20,6 +20,7 @@ LAYERS = [
     {
         "base",
         "build",
+        "compose",
         "exchange",
         "merging",
         "image_init",

@@ -15,6 +15,8 @@ from onebase.adapter import Adapter
 from onebase.anatomy.anatomy import Anatomy, dissect
 from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
+from onebase.compose import binding
+from onebase.compose.recipes import Composition
 from onebase.core.plan import Routed
 from onebase.core.route import as_route
 from onebase.data.messages import is_conversation
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from onebase.merging import Merged
     from onebase.store import Stored
 
-AdapterNames = str | None | Sequence[str | None]
+AdapterNames = str | Composition | None | Sequence[str | Composition | None]
 
 
 class Base:
@@ -110,6 +112,7 @@ class Base:
 
     def ids(self, names: Sequence[str | None]) -> Tensor:
         """Return the `adapter_ids` tensor (B,) that routes row i to names[i]; -1 is the plain base."""
+        names = binding.named(self, names)
         self._check(tuple(names))
         return torch.tensor([-1 if n is None else self._adapters[n].routed.number for n in names], device=self.device)
 
@@ -127,8 +130,8 @@ class Base:
 
         Args:
             name: unique on this base.
-            method: a method or a shorthand such as ``"lora(rank=4)"``.
-            task: kind, labels, pooling, max_length, template; see `default_task`. None: no head.
+            method: a method, a shorthand such as ``"lora(rank=4)"``, or a composition of attached adapters.
+            task: kind, labels, pooling, max_length, template; see `default_task`. None: no head, or the parts' own.
             seed: of the initialisation.
 
         Returns:
@@ -141,6 +144,8 @@ class Base:
         self._open()
         if not name or name in self._adapters:
             raise ConfigError(f"adapter name {name!r} is {'taken: remove it first' if name else 'empty'}")
+        if isinstance(method, Composition):
+            return binding.add(self, name, method, task, seed)
         method = parse_method(method)
         return self._attach(build_adapter(self, name, method, task or default_task(self), seed))
 
@@ -190,7 +195,9 @@ class Base:
         self._open()
         return save_adapter(self, self.adapters[name], store, as_name, **facts)
 
-    def import_adapter(self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = ()) -> Adapter:
+    def import_adapter(
+        self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = (), rank: int | None = None
+    ) -> Adapter:
         """Attach an adapter that PEFT or the AdapterHub library wrote.
 
         Such files have no digest and no probes, so nothing tells whether they are whole; structure, names, shapes,
@@ -200,6 +207,7 @@ class Base:
             source: a folder, or the id of a hub repository.
             name: the name to use in calls; the folder's own by default.
             labels: names of the classes, in order, where the file has a head but no names.
+            rank: of the LoRA to make of a PEFT method that has no form here (LoHa, OFT ...); None keeps it exactly.
 
         Raises:
             ConfigError, UnsupportedError, CorruptError, MismatchError: one error that lists everything wrong.
@@ -207,7 +215,7 @@ class Base:
         from onebase.exchange import import_adapter
 
         self._open()
-        return import_adapter(self, source, name, labels)
+        return import_adapter(self, source, name, labels, rank)
 
     def export(self, name: str, folder: str | Path, *, to: str = "peft", head: bool = True) -> Exported:
         """Write an adapter in the form of another library, read it back, and compare its answers.
@@ -215,7 +223,8 @@ class Base:
         Args:
             name: the attached adapter.
             folder: new or empty.
-            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model).
+            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model);
+                'onnx' (a full encoder).
             head: write the task head too, where the format has heads.
 
         Returns:
@@ -267,7 +276,8 @@ class Base:
         """
         self._open()
         adapter = self.adapters[name]
-        del self._adapters[name], self._numbers[adapter.routed.number]
+        for each in [adapter, *(self._adapters[n] for n in binding.drop_unnamed(self, adapter))]:
+            del self._adapters[each.name], self._numbers[each.routed.number]
         self._installed.release({site for a in self._adapters.values() for site in a.routed.deltas})
 
     def close(self) -> None:
@@ -319,6 +329,7 @@ class Base:
         Raises:
             UnknownNameError: before any computing.
         """
+        adapter = binding.named(self, adapter)
         self._check(adapter)
         if repeat < 1:
             raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
@@ -334,6 +345,7 @@ class Base:
         """
         from onebase.bound import Bound
 
+        adapter = binding.named(self, adapter)
         self._check(adapter)
         return Bound(self, adapter, function)
 
@@ -387,6 +399,7 @@ class Base:
             adapter, prompts: as in `use`.
             strip: an encoder that feeds a decoder hands back the callers' tokens only.
         """
+        adapter = binding.named(self, adapter)
         with self._installed.packing() as pack:
             route = as_route(adapter, strip=strip, prompts=prompts, pack=pack)
             with self._installed.context.use(route):
@@ -404,6 +417,7 @@ class Base:
             batch: B rows.
             names: B adapter names or None.
         """
+        names = binding.named(self, names)
         states = self.states(batch, names)
         mask = _real(batch, states)
         out: list[Tensor | None] = [None] * len(names)
@@ -492,6 +506,7 @@ class Base:
         return sorted(((i, float(p.value or 0.0)) for i, p in enumerate(found)), key=lambda pair: -pair[1])
 
     def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
+        adapter = binding.named(self, adapter)
         self._check(adapter)
         names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != count:

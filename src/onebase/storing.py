@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onebase.adapter import Adapter
+from onebase.compose.kept import check_kept
+from onebase.compose.recipes import Composition
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
 from onebase.rebuild import explained, rebuild
@@ -103,6 +105,8 @@ def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str
     facts["provenance"] = {**imported, **(facts.get("provenance") or {})}
 
     store = store or Store()
+    if isinstance(adapter.method, Composition):
+        check_kept(adapter.method, store)
     stored = _write(base, adapter, store, as_name or adapter.name, **facts)
     folder = Path(str(getattr(base.model.config, "_name_or_path", "") or ""))
     if "/" not in base.id and folder.is_absolute() and folder.is_dir():  # an id with a slash finds itself
@@ -130,6 +134,8 @@ def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
     from onebase.store import Store
 
     folder = Path(folder)
+    if isinstance(adapter.method, Composition):
+        check_kept(adapter.method, Store())  # a folder is loaded with the default store beside it
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +162,7 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     wrong = [*spec_problems(config["task"], base.anatomy.stacks[0].position_limit), *_probe_problems(config["probes"])]
     if wrong:
         raise CorruptError(f"{stored.ref} cannot be used:\n  - " + "\n  - ".join(wrong))
-    adapter = rebuild(base, name, stored, tensors)
+    adapter = rebuild(base, name, stored, tensors, store)
     adapter.ref, adapter.digest, adapter.config = stored.ref, stored.digest, config
     adapter.train(False)
     base._attach(adapter)

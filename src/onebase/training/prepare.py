@@ -12,6 +12,9 @@ import torch
 
 from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
+from onebase.compose.binding import bind
+from onebase.compose.kept import check_kept
+from onebase.compose.recipes import Composition
 from onebase.data import Data, load
 from onebase.data.kinds import ROLES
 from onebase.data.rows import class_names
@@ -114,6 +117,12 @@ def prepare(
     reading = reading_options(more)
     parent = None if init_from is None else read_parent(base, init_from, store)
     method = parent_method(parent, method) if parent else parse_method(method or DEFAULT_METHOD)
+    if isinstance(method, Composition):
+        method = bind(base, method)
+        if method.trained is None:
+            raise ConfigError(f"{method.shorthand()} has nothing to train: base.add attaches it as it is")
+        if name is not None:
+            check_kept(method, store)  # before hours of training
     found = _load(data, seed=more.get("seed") or 0, **reading)
     options = {key: more.pop(key) for key in list(more) if key in get_task(found.kind).options}
     options |= {"max_length": max_length, "template": template, "pooling": pooling}
@@ -139,7 +148,7 @@ def prepare(
             checkpoint = checkpoints.Checkpoint(checkpoints.place(store.root, name), {}, remember)
             checkpoint.identity |= {
                 "base": base.fingerprint(), "data": found.digest, "init_from": parent.digest if parent else None,
-                "method": method.shorthand(), "settings": settings.plain(), "task": dict(spec),
+                "method": identity(method), "settings": settings.plain(), "task": dict(spec),
             }  # fmt: skip
             kernels = _restore(base, state, checkpoint, resume, report)
     except BaseException:
@@ -148,6 +157,13 @@ def prepare(
     return Prepared(
         attached, name, state, found, examples, own, store, checkpoint, kernels, parent, dict(provenance or {})
     )
+
+
+def identity(method: Method) -> str:
+    """Return what tells a method from others: its shorthand, and what the names of a composition mean."""
+    if not isinstance(method, Composition):
+        return method.shorthand()
+    return " ".join([method.shorthand(), *(part.digest for part in method.adapters())])
 
 
 def discard(base: Base, prepared: Prepared) -> None:
