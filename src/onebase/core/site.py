@@ -184,6 +184,7 @@ class Stack:
         layer_dropout: attributes of a layer object (or of its config) with dropout rates that it applies itself.
         padding: 'left' or 'right' -> why rows cannot be padded on that side.
         packs: everything in the stack but attention is pointwise, and positions can be given: rows can be packed.
+        trunk: layers take nothing but what is known by name: rows can become more between two of them.
     """
 
     name: str
@@ -207,6 +208,7 @@ class Stack:
     layer_dropout: tuple[str, ...] = ()
     padding: Mapping[str, str] = field(default_factory=dict)
     packs: bool = False
+    trunk: bool = False
 
 
 def standardize(x: Tensor, norm: NormInfo) -> Tensor:
