@@ -63,7 +63,7 @@ class Base:
         self._next = 0
         self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
-        self._trunk: ContextVar[Any] = ContextVar("onebase_trunk", default=None)  # states that are recorded or given
+        self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
         self._closed = False
         self._merged: Merged | None = None
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
@@ -400,7 +400,7 @@ class Base:
             rows: as in `states`.
         """
         with self._installed.packing() as pack:
-            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack, rows=rows, trunk=self._trunk.get())
+            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack, rows=rows, memory=self._memory.get())
             with self._installed.context.use(route):
                 yield
 

@@ -151,14 +151,14 @@ class Anchor:
         self._locate(plan, route.prompt_lengths(plan.batch), call, columns)
         if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
             plan.positions = call.pop("position_ids", None)
+        if route.memory is not None and not steps and self._reads_last_states(call):
+            plan.trunk = route.memory.trunk(self.stack, call, plan)
         mask = call.get("attention_mask")
         stages = self._stages(plan, steps, call, columns)
         if route.pack and self._may_pack(stages[-1].plan, call):
             self._pack(plan, call)
         if len(stages) > 1:
             finish_stages(stages, mask)
-        elif route.trunk is not None:
-            plan.trunk = route.trunk
         if plan.trunk is not None:
             self._watch_layers()
         return plan

@@ -26,7 +26,7 @@ class Route:
         prompts: tokens of the prompt of each entry (or of each row, under a single name), where texts go on after it.
         pack: rows may be computed without their padding; only the last states are read, and zeros are in padding.
         rows: row of the call that each entry reads; the call then answers one row per entry. None: its own.
-        trunk: what happens in front of layers, a `core.trunk.Trunk`, or None.
+        memory: states below the first delta, a `core.kept.Memory`, or None.
     """
 
     names: str | tuple[str | None, ...] | None
@@ -35,7 +35,7 @@ class Route:
     prompts: tuple[int, ...] | None = None
     pack: bool = False
     rows: tuple[int, ...] | None = None
-    trunk: Any = None
+    memory: Any = None
 
     def per_row(self, rows: int) -> list[str | None]:
         """Return one name per row.
@@ -175,9 +175,9 @@ def as_route(
     prompts: Sequence[int] | None = None,
     pack: bool = False,
     rows: Sequence[int] | None = None,
-    trunk: Any = None,
+    memory: Any = None,
 ) -> Route:
     """Turn a name or a list of names into a route."""
     names = adapter if adapter is None or isinstance(adapter, str) else tuple(adapter)
     stated = None if prompts is None else tuple(prompts)
-    return Route(names, repeat, strip, stated, pack, None if rows is None else tuple(rows), trunk)
+    return Route(names, repeat, strip, stated, pack, None if rows is None else tuple(rows), memory)

@@ -1,27 +1,23 @@
-"""The trunk: the layers below the first delta. Rows that share a text go through it once; what leaves it can be kept.
+"""The trunk: the layers below the first delta. Entries that share a text go through it as one row.
 
 Hooks cannot call a part of a stack, but they can change how many rows a stack computes while it runs. A call whose
-rows repeat starts with distinct rows, and each row becomes its own in front of the first layer that its adapter
-touches. By the same hooks the states that enter a layer can be recorded, or given, in which case the layers below it
-hand on what they were given.
+texts repeat starts with distinct texts, and each entry becomes a row of its own in front of the first layer that its
+adapter touches: states, masks and positions are expanded there, and another plan goes on.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from onebase.core.packing import make_packing
 from onebase.core.plan import Plan, Routed
 from onebase.core.route import Runtime
-from onebase.core.tap import first_tensor
 from onebase.errors import UnsupportedError
 
 HIDDEN = "hidden_states"
@@ -218,71 +214,6 @@ def finish_stages(stages: list[Stage], mask: Tensor | None) -> None:
         stage.plan.trunk = Shared(stages, number)
 
 
-# -- states that are recorded, or given ------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Recorded(Trunk):
-    """Record the states that enter a layer; from there on layers pass.
-
-    Attributes:
-        layer: the layer.
-        rows: afterwards, the states (t_i, D) of each row's real tokens.
-        lengths: t_i.
-    """
-
-    layer: int
-    lengths: Sequence[int]
-    rows: list[Tensor] = field(default_factory=list)
-
-    def enter(self, layer: int, arguments: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
-        """Keep a copy of the states."""
-        if layer == self.layer:
-            states, plan = arguments[HIDDEN].detach(), runtime.plan
-            if plan is not None and plan.packing is not None:
-                self.rows = [part.clone() for part in states[0].split(list(self.lengths))]
-            else:
-                self.rows = [row[:length].clone() for row, length in zip(states, self.lengths)]
-        return arguments
-
-    def passes(self, layer: int) -> bool:
-        """Whether the states were recorded already."""
-        return layer >= self.layer
-
-
-@dataclass(eq=False)
-class Given(Trunk):
-    """Layers below one pass, and that one is given states.
-
-    Attributes:
-        layer: the layer.
-        rows: the states (t_i, D) of each row's real tokens; padding is on the right.
-    """
-
-    layer: int
-    rows: Sequence[Tensor]
-
-    def enter(self, layer: int, arguments: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
-        """Put the states in the place of those that nobody computed."""
-        if layer != self.layer:
-            return arguments
-        shape, plan = arguments[HIDDEN].shape, runtime.plan
-        if plan is not None and plan.packing is not None:
-            states = torch.cat(list(self.rows))[None]
-        else:
-            states = nn.utils.rnn.pad_sequence(list(self.rows), batch_first=True)
-        if states.shape != shape:
-            raise UnsupportedError(f"layer {layer} computes {tuple(shape)}, the states kept are {tuple(states.shape)}")
-        return arguments | {HIDDEN: states}
-
-    def passes(self, layer: int) -> bool:
-        """Whether nobody needs what a layer would compute."""
-        return layer < self.layer
-
-
-# -- what is installed on layers -------------------------------------------------------------------------------------
-
-
 class LayerHook:
     """The hook in front of a layer; does nothing unless the plan has a trunk.
 
@@ -305,48 +236,3 @@ class LayerHook:
         new = plan.trunk.enter(self.number, dict(zip(self.names, args)) | kwargs, self.runtime)
         first = self.names[: len(args)]  # positional ones stay positional
         return tuple(new.pop(name) for name in first), new
-
-
-class Passing:
-    """The forward of a layer that can hand on what it is given, in the form that the layer returns.
-
-    Args:
-        module: the layer.
-        number: its place in the stack.
-        runtime: holds the plan of the call in progress.
-    """
-
-    def __init__(self, module: nn.Module, number: int, runtime: Runtime):
-        self.original, self.number, self.runtime = module.forward, number, runtime
-        self.more: int | None = None  # empty places behind the states where a tuple is returned; -1: no tuple
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the layer, or pass."""
-        plan = self.runtime.plan
-        if plan is None or plan.trunk is None or not plan.trunk.passes(self.number):
-            out = self.original(*args, **kwargs)
-            self.more = _form(out)
-            return out
-        if self.more is None:
-            raise UnsupportedError(f"layer {self.number} returns more than its states")
-        states = first_tensor(args, kwargs, 0)
-        return states if self.more < 0 else (states, *[None] * self.more)
-
-
-def _form(out: Any) -> int | None:
-    if isinstance(out, Tensor):
-        return -1
-    empty = isinstance(out, tuple) and isinstance(out[0], Tensor) and all(value is None for value in out[1:])
-    return len(out) - 1 if empty else None
-
-
-@contextmanager
-def passing(layers: Sequence[nn.Module], runtime: Runtime) -> Iterator[None]:
-    """Let layers pass where a plan says so, as long as the block runs; other threads compute them as ever."""
-    try:
-        for number, layer in enumerate(layers):
-            layer.__dict__["forward"] = Passing(layer, number, runtime)
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
