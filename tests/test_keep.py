@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,9 @@ from onebase.store import Store
 from onebase.training.full import trained_whole
 from onebase.training.loop import Reporter
 
+sys.path.insert(0, str(Path(__file__).parent / "contract"))
+from families import make
+
 GOOD = ["lovely", "great", "superb", "fine", "pleasant", "brilliant", "charming", "delightful"]
 BAD = ["awful", "poor", "dreadful", "bad", "nasty", "dull", "broken", "horrid"]
 THINGS = ["room", "meal", "film", "book", "long train ride to the sea"]
@@ -24,6 +29,7 @@ ROWS = [
     for word in GOOD + BAD
 ]
 UPPER = r"lora(rank=2, dropout=0.2, sites='re:encoder/[45]/')"
+STEADY = UPPER.replace("dropout=0.2, ", "")  # dropout is drawn by micro-batch
 SETTINGS = {"epochs": 3, "batch_size": 8, "accumulate": 2, "attention": "keep", "dtype": "float32", "seed": 5}
 EXACT = {**SETTINGS, "patience": 0, "restore": "best"}
 
@@ -84,13 +90,36 @@ def test_kept_equals_computed(base, method, given):
 
 def test_a_small_budget_keeps_a_part(base, given):
     """What does not fit is computed in every epoch, in micro-batches of its own."""
-    plain = trained(base, keep_mb=0, epochs=2)
-    kept = trained(base, keep_mb=1, epochs=2, batch_size=16)
+    long = [{**row, "text": f"{row['text']} And then we walked home again along the river."} for row in ROWS]
+    plain, kept = (trained(base, STEADY, long, keep_mb=size, epochs=2) for size in (0, 1))
     facts = kept[0].history.notes["kept"]
-    assert facts["of"] == len(ROWS) - 8 or facts["texts"] < facts["of"]
-    assert facts["bytes"] <= 2**20 and given
-    alike(kept, trained(base, keep_mb=0, epochs=2, batch_size=16))
-    assert plain[0].history.steps
+    assert 0 < facts["texts"] < facts["of"] and facts["bytes"] <= 2**20 and given
+    alike(kept, plain)
+
+
+def test_joint_jobs_keep_what_is_below_all_of_them(base, given):
+    """The lowest layer of any job counts; each job ends as alone."""
+    methods = {"a": "lora(rank=2, sites='re:encoder/[45]/')", "b": "bottleneck(size=4, leave_out=[0, 1, 2])"}
+    settings = {"epochs": 2, "batch_size": 8, "attention": "keep", "dtype": "float32", "patience": 0, "restore": "best"}
+    alone = [trained(base, method, keep_mb=0, accumulate=1, epochs=2) for method in methods.values()]
+    assert not given
+    runs = ob.train_many(base, [ob.Job(ROWS, method, seed=5, **settings) for method in methods.values()])
+    assert set(given) == {3}
+    for run, one in zip(runs, alone):
+        assert run.history.notes["kept"]["layer"] == 3
+        alike((run, base.adapters[run.name].snapshot()), one)
+        base.remove(run.name)
+
+
+def test_texts_that_are_written(tokenizer, given):
+    """A decoder that learns to continue: logits are computed from given states too."""
+    data = [{"prompt": row["text"], "completion": f" {row['label']} day"} for row in ROWS]
+    with ob.Base(make("llama"), tokenizer) as base:
+        method = "lora(rank=2, sites='re:decoder/1/')"
+        plain = trained(base, method, data, keep_mb=0, epochs=2)
+        assert not given
+        alike(trained(base, method, data, epochs=2), plain)
+        assert set(given) == {1}
 
 
 def test_what_changes_or_begins_at_the_bottom_is_not_kept(base, given):
@@ -103,7 +132,7 @@ def test_what_changes_or_begins_at_the_bottom_is_not_kept(base, given):
     with trained_whole(base, ROWS, lr=1e-4, **{**SETTINGS, "epochs": 2}) as run:
         assert "kept" not in run.history.notes
     assert not given
-    with pytest.raises(ConfigError, match="train.keep_mb = -1"):
+    with pytest.raises(ConfigError, match=r"train\.keep_mb = -1"):
         ob.train(base, ROWS, UPPER, keep_mb=-1)
 
 

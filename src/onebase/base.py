@@ -355,9 +355,7 @@ class Base:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def states(
-        self, batch: Mapping[str, Tensor], adapter: AdapterNames, rows: Sequence[int] | None = None
-    ) -> Tensor:
+    def states(self, batch: Mapping[str, Tensor], adapter: AdapterNames, rows: Sequence[int] | None = None) -> Tensor:
         """Return the last hidden states (B, T, D) of the stack that classification reads, at the callers' tokens.
 
         Args:

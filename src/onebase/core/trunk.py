@@ -37,7 +37,7 @@ def parameters_of(kind: type[nn.Module]) -> tuple[str, ...] | None:
     """Return the names of a layer's arguments, in order; None where one of them is not known to hold rows or not."""
     found = [p for p in inspect.signature(kind.forward).parameters.values() if p.kind != p.VAR_KEYWORD]
     names = tuple(p.name for p in found[1:])
-    return names if HIDDEN in names[:1] and ROWS | NO_ROWS >= set(names) else None
+    return names if HIDDEN in names[:1] and set(names) <= ROWS | NO_ROWS else None
 
 
 def has_trunk(layers: Sequence[nn.Module]) -> bool:

@@ -18,11 +18,12 @@ import torch
 from onebase.devices import shared_tokens
 from onebase.errors import TrainingError
 from onebase.examples import forward_mixed
-from onebase.tasks import get_task
+from onebase.tasks import Examples, get_task
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import JobState
 from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter
+from onebase.training.lower import kept_states, sentence
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -56,7 +57,13 @@ class Piece:
     rows: list[int]
 
 
-def fit_many(base: Base, members: Sequence[Member], kernels: Kernels, report: Reporter) -> None:
+def fit_many(
+    base: Base,
+    members: Sequence[Member],
+    kernels: Kernels,
+    report: Reporter,
+    held_out: Sequence[Examples] = (),
+) -> None:
     """Train attached adapters together and leave each one's kept epoch in place.
 
     A job whose loss is not finite is stopped, its adapter goes back to its kept epoch, and `failed` says why.
@@ -66,15 +73,18 @@ def fit_many(base: Base, members: Sequence[Member], kernels: Kernels, report: Re
         members: the jobs, new or restored.
         kernels: how the base computes meanwhile.
         report: receives progress, over all jobs together.
+        held_out: rows that each job is scored on after every epoch.
     """
     report.start(sum(m.state.steps for m in members), max(m.state.settings.epochs for m in members))
     report.note(kernels.sentence())
     base.gradient_checkpointing(any(m.state.settings.checkpointing for m in members))
     try:
-        with kernels.active():
+        with kernels.active(), kept_states(base, [m.state for m in members], held_out) as kept:
+            if kept:
+                report.note(sentence(kept))
             for member in members:
                 member.state.adapter.train()
-                member.state.history.notes["kernels"] = kernels.facts()
+                member.state.history.notes |= {"kernels": kernels.facts()} | ({"kept": kept} if kept else {})
                 member.state.begin()
                 _save(member)
             while live := [m for m in members if m.live]:

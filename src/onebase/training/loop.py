@@ -67,12 +67,11 @@ def fit(
     base.gradient_checkpointing(job.settings.checkpointing)
     job.adapter.train()
     try:
-        with kernels.active():
-            with kept_states(base, [job], held_out) as kept:
-                if kept:
-                    job.history.notes["kept"] = kept
-                    report.note(sentence(kept))
-                _epochs(base, job, report, checkpoint)
+        with kernels.active(), kept_states(base, [job], held_out) as kept:
+            if kept:
+                job.history.notes["kept"] = kept
+                report.note(sentence(kept))
+            _epochs(base, job, report, checkpoint)
     except BaseException:
         job.release()
         raise

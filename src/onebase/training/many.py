@@ -112,7 +112,7 @@ def train_many(
             )
         kernels = kernels_for(base, prepared)
         members = [Member(p.state, p.checkpoint) for p in prepared]
-        fit_many(base, members, kernels, report)
+        fit_many(base, members, kernels, report, [p.examples["validation"] for p in prepared])
         for number, (member, mine) in enumerate(zip(members, prepared)):
             if member.failed is None:
                 results[number] = conclude(base, mine)

@@ -67,7 +67,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name, low in (("lr", 0), ("head_lr", 0), ("weight_decay", -1e-12), ("clip", -1e-12)):
             check(low < getattr(self, name) < 1e3, f"train.{name}", getattr(self, name), "a positive number")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("save_steps", 1), ("keep_mb", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("patience", 0),
+            ("save_steps", 1),
+            ("keep_mb", 0),
+        ):
             value = getattr(self, name)
             check(isinstance(value, int) and value >= least, f"train.{name}", value, f"an integer of at least {least}")
         check(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 <= share < 1")
