@@ -17,6 +17,7 @@ from onebase.anatomy.anatomy import Anatomy, dissect
 from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
 from onebase.core.plan import Routed
+from onebase.core.quantized import quantization_of
 from onebase.core.route import as_route
 from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id
@@ -58,6 +59,8 @@ class Base:
         self.model, self.tokenizer = model, tokenizer
         self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.anatomy: Anatomy = dissect(model)
+        self.quantization = quantization_of(model)  # how weights are quantized, '' where they are not
+        self._unfit: str | None = None if self.quantization else ""  # why no adapter can stand on them; None: unknown
         self._adapters: dict[str, Adapter] = {}
         self._numbers: dict[int, str] = {}
         self._next = 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.quantized import dequantized, kind_of
 from onebase.errors import UnsupportedError
 
 SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "tokens"]
@@ -149,10 +150,8 @@ class Site:
                 f"site {self.name}: its {name} is offloaded (on the meta device); load the base without offload "
                 "or use a method that does not read W"
             )
-        tensor = tensor.detach()
-        if hasattr(tensor, "dequantize") and not tensor.is_floating_point():
-            tensor = tensor.dequantize()
-        return tensor
+        tensor = tensor if kind_of(tensor) else tensor.detach()
+        return dequantized(self.module, tensor) if kind_of(tensor) else tensor
 
 
 def _is_conv1d(module: nn.Module) -> bool:
