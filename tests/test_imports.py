@@ -30,6 +30,7 @@ LAYERS = [
         "rebuild",
         "storing",
         "loading",
+        "quantization",
         "words",
     },
     {"training", "evaluation", "examples"},

@@ -84,8 +84,8 @@ def _write(site: Site, delta: Delta, originals: dict[int, tuple[nn.Parameter, Te
     weight = site.module.weight
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or kind_of(weight):
         raise UnsupportedError(
-            f"site {site.name}: its weight is quantized ({kind_of(weight) or type(site.module).__name__}), which cannot "
-            "hold the merged values: train on the base without quantization to merge"
+            f"site {site.name}: its weight is quantized ({kind_of(weight) or type(site.module).__name__}), which "
+            "cannot hold the merged values: train on the base without quantization to merge"
         )
     own, bias = site.weight(), site.bias()
     new, new_bias = delta.merged(own.float(), None if bias is None else bias.float())

@@ -43,7 +43,7 @@ def _torchao(quantize: str) -> Any:
     if quantize == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig())
     # The packed kernel for CPUs has no derivative and cannot be read back, so 4 bits are kept in bytes here.
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP)))
+    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=getattr(torch, "int4", None), granularity=PerGroup(GROUP)))
 
 
 def _bitsandbytes(dtype: torch.dtype | None) -> Any:

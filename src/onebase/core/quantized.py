@@ -28,7 +28,7 @@ def kind_of(weight: Any) -> str:
         return "LLM.int8" if name == "Int8Params" else str(weight.quant_type)
     if not hasattr(type(weight), "__tensor_flatten__"):
         return "" if not isinstance(weight, Tensor) or not weight.is_quantized else str(weight.dtype)
-    if name == "IntxUnpackedToInt8Tensor" and getattr(weight, "target_dtype", None) != torch.int4:
+    if name == "IntxUnpackedToInt8Tensor" and getattr(weight, "target_dtype", None) != getattr(torch, "int4", None):
         return name
     return TORCHAO.get(name, name)
 
@@ -113,8 +113,8 @@ def dequantized(module: nn.Module, weight: Tensor) -> Tensor:
             return weight.dequantize()
         except (NotImplementedError, RuntimeError) as error:
             raise UnsupportedError(
-                f"weights of the form {type(weight).__name__} cannot be read back ({str(error)[:80]}): quantize the base "
-                "in another form, e.g. load_base(..., quantize='int8'), or take a method that does not read them"
+                f"weights of the form {type(weight).__name__} cannot be read back ({str(error)[:80]}): quantize the "
+                "base in another form, e.g. load_base(..., quantize='int8'), or take a method that does not read them"
             ) from error
 
 
