@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from onebase.core.quantized import parts_of
 from onebase.errors import UnsupportedError
 from onebase.store import fingerprint_cache
 
@@ -118,6 +117,8 @@ def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
             f"{len(absent)} tensors of the base have no data here (e.g. {absent[0]!r} is on meta), "
             f"so it has no fingerprint. Take it before offloading, or load the model without offloading."
         )
+    from onebase.core.quantized import parts_of
+
     both = [part for name, tensor in both for part in parts_of(name, tensor)]  # quantized ones: what they are made of
     first: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
     for name, tensor in sorted(both, key=lambda pair: pair[0]):
