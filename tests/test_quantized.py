@@ -185,3 +185,17 @@ def test_the_page_lists_every_setting():
     page = (Path(__file__).parents[1] / "docs" / "quantized.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\w+) \|", page, re.M)
     assert dict(rows[1:]) == LIBRARIES
+
+
+def test_commands_load_the_base_as_the_adapter_needs_it(folders):
+    """`onebase predict` and `onebase eval` need no setting; `onebase train` has one."""
+    from onebase.cli.bases import open_adapters
+    from onebase.cli.output import Output
+
+    with load(folders["bert"], "int4") as base:
+        base.save(base.add("q", "lora(rank=2)").name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base, routes = open_adapters(["q"], folders["bert"], "cpu", None, Output(True))
+    assert base.quantization == "int4" and routes == {"q": "q"}
+    base.close()
