@@ -83,6 +83,9 @@ def train(
     ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Keep the base's linear maps in int8, int4 or nf4.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML, JSON or TOML with the long options as keys.")
     ] = None,
@@ -156,7 +159,8 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
     from onebase.cli.result import show_run
     from onebase.training import train as train_adapter
 
-    base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
+    where = chosen.get("device"), chosen.get("dtype")
+    base = open_base(chosen.get("base", o.default_base()), *where, out, chosen.get("quantize"))
     saved = not chosen.get("no_save", False)
     out.note(f"training {chosen.method.shorthand()} on {base.id}" + (f", to be stored as {name}" if saved else ""))
     report = reporter()

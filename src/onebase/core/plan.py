@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Routed:
     has_kv: bool = False
     positional: bool = False  # a delta reads where tokens are
     draw: Draw | None = None  # dropout of this job; None draws from torch's default generator
+    first: dict[str, int] = field(default_factory=dict)  # stack name -> lowest layer touched, once asked
 
 
 @dataclass(eq=False)
@@ -119,6 +121,7 @@ class Plan:
         masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
         packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
             pieces and orders are those of tokens; `row_group` is that of the rows still.
+        trunk: what happens in front of layers, a `core.trunk.Trunk`, or None.
     """
 
     batch: int
@@ -137,6 +140,7 @@ class Plan:
     masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens
     packing: Packing | None = None
+    trunk: Any = None
 
     def pack(self, packing: Packing) -> None:
         """Compute on packed tokens from now on: what was said of rows is said of their tokens."""

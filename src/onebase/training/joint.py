@@ -8,6 +8,7 @@ Dropout is a function of job, step and row (`core.draw`), so it is the same alon
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from torch import Tensor
 from onebase.devices import shared_tokens
 from onebase.errors import TrainingError
 from onebase.examples import forward_mixed
-from onebase.tasks import get_task
+from onebase.tasks import Examples, get_task
 from onebase.training.job import JobState
 from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter
+from onebase.training.lower import kept_states, not_kept, sentence
 from onebase.training.passes import PassCheckpoint
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def fit_many(
     report: Reporter,
     checkpoint: PassCheckpoint | None = None,
     finished: Callable[[Member], None] | None = None,
+    held_out: Sequence[Examples] = (),
 ) -> None:
     """Train attached adapters together and leave each one's kept epoch in place.
 
@@ -84,30 +87,36 @@ def fit_many(
         checkpoint: where the state of all of them is written: before the first step, every `Settings.save_steps`
             steps of a job, and when a job is over. None: nowhere.
         finished: called for each job once, as soon as it is over or was stopped; the others wait meanwhile.
+        held_out: rows that each job is scored on after every epoch.
     """
     report.start(sum(m.state.steps for m in members), max(m.state.settings.epochs for m in members))
     report.note(kernels.sentence())
     base.gradient_checkpointing(any(m.state.settings.checkpointing for m in members))
     waiting = list(members)  # those that `finished` has not seen
     try:
-        with kernels.active():
-            for member in (m for m in members if m.live):
-                member.state.adapter.train()
-                member.state.history.notes["kernels"] = kernels.facts()
-                member.state.begin()
-        _save(checkpoint, members)
-        while waiting:
-            for member in [m for m in waiting if not m.live]:
-                waiting.remove(member)
-                member.close()
-                _save(checkpoint, members)  # first: a kill after it is stored must find that it is over
-                if finished is not None:
-                    finished(member)
+        with contextlib.ExitStack() as run:
             with kernels.active():
-                while waiting and all(m.live for m in waiting):
-                    _round(base, waiting, members, report)
-                    if any(m.live and m.state.history.steps % m.state.settings.save_steps == 0 for m in waiting):
-                        _save(checkpoint, members)
+                kept = run.enter_context(kept_states(base, [m.state for m in members], held_out))
+                if kept:
+                    report.note(sentence(kept))
+                for member in (m for m in members if m.live):
+                    member.state.adapter.train()
+                    member.state.history.notes |= {"kernels": kernels.facts()} | ({"kept": kept} if kept else {})
+                    member.state.begin()
+            _save(checkpoint, members)
+            while waiting:
+                for member in [m for m in waiting if not m.live]:
+                    waiting.remove(member)
+                    member.close()
+                    _save(checkpoint, members)  # first: a kill after it is stored must find that it is over
+                    if finished is not None:
+                        with not_kept(base):  # scored in the base's own dtype, so nothing of the training's is used
+                            finished(member)
+                with kernels.active():
+                    while waiting and all(m.live for m in waiting):
+                        _round(base, waiting, members, report)
+                        if any(m.live and m.state.history.steps % m.state.settings.save_steps == 0 for m in waiting):
+                            _save(checkpoint, members)
     except BaseException:
         for member in members:
             member.state.release()

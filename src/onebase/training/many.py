@@ -111,7 +111,7 @@ def train_many(
             scores = f"{run.metric} {run.value:.4f}, base {run.base_value:.4f}"
             report.job_end(member.name, f"{f'stored as {run.ref}' if run.ref else 'done'}: {scores}")
 
-        fit_many(base, members, kernels, report, checkpoint, finished)
+        fit_many(base, members, kernels, report, checkpoint, finished, [p.examples["validation"] for p in prepared])
     except BaseException:
         for mine in prepared:  # also those that are over: what was to be stored of them is stored
             if mine.adapter in base.adapters.values():

@@ -147,7 +147,7 @@ def train(
     )  # fmt: skip
     try:
         kernels = kernels_for(base, [prepared])
-        fit(base, prepared.state, kernels, report, prepared.checkpoint)
+        fit(base, prepared.state, kernels, report, prepared.checkpoint, [prepared.examples["validation"]])
         return conclude(base, prepared)
     except BaseException:
         discard(base, prepared)
