@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import onebase as ob
-from onebase.comparison.running import summarize
+from onebase.comparison.results import summarize
 from onebase.errors import ConfigError
 from onebase.loading import embedded_folder
 
@@ -47,7 +47,7 @@ def record(method: str, seed: int, rows: list[float]) -> dict:
 def test_records_become_results() -> None:
     records = [record("lora", s, [1, 1, 1, 0] * 20) for s in range(3)]
     records += [record("bitfit", s, [1, 0, 0, 0] * 20) for s in range(3)]
-    one, two = summarize(records, "classification")
+    one, two = summarize(records)
     assert (one.method, one.value, len(one.values)) == ("lora", 0.75, 3) and two.method == "bitfit"
     assert one.low < 0.75 < one.high
     difference, p = two.versus["lora"]
