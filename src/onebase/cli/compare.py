@@ -20,7 +20,8 @@ def compare(
     data: Annotated[str, typer.Option("--data", "-d", metavar="PATH", help="A file, or a folder of splits.")],
     base: o.BaseName = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--methods", "-m", metavar="NAME", help="Repeatable. Default: full fine-tuning and every method.")
+        list[str] | None,
+        typer.Option("--methods", "-m", metavar="NAME", help="Repeatable. Default: full fine-tuning and every method."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 2h.")] = "15m",

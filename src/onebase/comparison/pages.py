@@ -56,13 +56,16 @@ Training time and memory are those of one run by itself; texts/s are of 32 at on
 <div class="wide left"><table><tr><th>text</th><th>label</th><th>base alone</th><th>{{ r.method }}</th></tr>
 {% for e in rows %}<tr><td>{{ e.text | truncate(300) }}</td><td>{{ e.label }}</td><td>{{ e.base }}</td>
 <td>{{ e.method }}</td></tr>{% endfor %}</table></div>{% endfor %}{% endfor %}
-""" + (TAIL := """<h2>How it was made</h2>
+""" + (
+    TAIL := """<h2>How it was made</h2>
 {% if command %}<pre>{{ command }}</pre>{% endif %}
 <div class="wide left"><table>{% for k, v in facts.items() %}<tr><td>{{ k }}</td><td>{{ v }}</td></tr>{% endfor %}</table>
 </div>
-""")
+"""
+)
 
-RUN = """<h1>{{ ref or method }}</h1>
+RUN = (
+    """<h1>{{ ref or method }}</h1>
 <p>{{ method }} on {{ data }} ({{ kind }}), base {{ base }}, scored on {{ rows }} rows of {{ split }}</p>
 {% if why %}<p>{{ why }}</p>{% endif %}
 <div class="wide"><table><tr><th></th><th>{{ metric }}</th><th>95 % interval</th></tr>
@@ -76,4 +79,6 @@ p = {{ test.p_value | num(4) }} ({{ test.test }}).</p>{% endif %}
 {{ "{:,}".format(bytes) }} bytes, {{ seconds | num(1) }} s of training.</p>
 {% for s in notes %}<p>{{ s }}</p>{% endfor %}
 {% for title, figure in figures.items() %}<h2>{{ title }}</h2><figure>{{ figure | safe }}</figure>{% endfor %}
-""" + TAIL
+"""
+    + TAIL
+)

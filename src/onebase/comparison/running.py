@@ -203,11 +203,17 @@ class _Work:
         if adapters:
             candidates = [Candidate(method=m, lr=rate(m, f, self.base)) for m, f in adapters]
             report = Deadline(self.searching, hopeless=True)
-            with trained_together(self.base, small, candidates, 1, report, score_start=False) as found:
-                if found.stopped is not None:
-                    raise found.stopped
-                for (m, f), run in zip(adapters, found.runs):
-                    self._tried(m, f, rows, run and run.state.history, run and run.own.metric, found.seconds / len(todo))
+            try:
+                with trained_together(self.base, small, candidates, 1, report, score_start=False) as found:
+                    if found.stopped is not None:
+                        raise found.stopped
+                    for (m, f), run in zip(adapters, found.runs):
+                        self._tried(m, f, rows, run and run.state.history, run and run.own.metric,
+                                    found.seconds / len(todo))  # fmt: skip
+            except OutOfTime:
+                if report.per_row is not None:  # the runs of the seeds are still fitted into what is left
+                    self.book.add({"stage": "speed", "per_row": report.per_row})
+                raise
         for m, f in todo:
             if m == FULL:
                 began, report = time.monotonic(), Deadline(self.searching, hopeless=True)
@@ -268,12 +274,14 @@ class _Work:
         return found["run_epochs"], found["run_rows"]
 
     def _predicted(self, methods: Sequence[str], epochs: int, rows: int) -> float:
-        """Return seconds of one seed of all methods, by the search's speed; 0 where nothing was measured."""
+        """Return seconds of one seed of all methods, by the speed of its search, or of any."""
         scored = (epochs + 1) * len(self.data.validation) + len(getattr(self.data, self.split))
-        total = 0.0
+        total, known = 0.0, [r["per_row"] for stage in ("search", "speed") for r in self.book.find(stage)
+                             if r["per_row"]]  # fmt: skip
+        usual = sum(known) / len(known) if known else 0.0
         for method in methods:
             speed = [r["per_row"] for r in self.book.find("search", method=method) if r["per_row"]]
-            total += (epochs * rows + SCORING * scored) * (sum(speed) / len(speed) if speed else 0.0)
+            total += (epochs * rows + SCORING * scored) * (sum(speed) / len(speed) if speed else usual)
         return total
 
     def finals(self, methods: Sequence[str], seeds: int) -> None:

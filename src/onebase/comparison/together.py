@@ -39,10 +39,11 @@ class Deadline(Reporter):
 
     def __init__(self, ends: float, hopeless: bool = False):
         self.ends, self.hopeless, self.steps = ends, hopeless, 0
+        self.per_row: float | None = None  # seconds, as of the last step
 
     def step(self, step: int, loss: float, rows_per_second: float, seconds_left: float) -> None:
         """Raise OutOfTime when the time is up."""
-        self.steps += 1
+        self.steps, self.per_row = self.steps + 1, 1 / max(rows_per_second, 1e-9)
         left = self.ends - time.monotonic()
         if left < 0 or (self.hopeless and self.steps >= SURE and seconds_left > left):
             raise OutOfTime("the budget is used up")
