@@ -133,6 +133,7 @@ def train(
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
     out = Output(as_json)
     from onebase.cli.merge import choose
+    from onebase.comparison.defaults import METHOD
 
     asked = Asked(jobs, tuple(grid or ()), seeds)
     if asked.many(data):
@@ -140,20 +141,26 @@ def train(
         train_jobs(asked, chosen, method is not None, out)
         return
     below = _interrupted(name, out) if resume else _method_of(init_from)
-    chosen = choose(given, sets or [], config, "lora", below)
+    chosen = choose(given, sets or [], config, METHOD, below)
     for sentence in chosen.replaced:
         out.note(sentence)
     stored_as = _checked_name(chosen)
     found = _load(chosen, out)
+    why = ""
+    if not chosen.named:
+        from onebase.comparison.defaults import default_method
+
+        why = default_method(found.kind, len(found.train))[1]
+        out.note(f"method {why}")
     if chosen.get("dry_run"):
         from onebase.cli.dry_run import show_plan
 
         show_plan(chosen, found, stored_as, out)
         return
-    _train(chosen, found, stored_as, out)
+    _train(chosen, found, stored_as, out, why)
 
 
-def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
+def _train(chosen: Chosen, data: Data, name: str, out: Output, why: str = "") -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
     from onebase.cli.result import show_run
@@ -186,6 +193,28 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
     finally:
         report.end()
     show_run(run, data, base, out)
+    if run.ref:
+        _report(run, base, data, why, out)
+
+
+def _report(run: Any, base: Any, data: Data, why: str, out: Output) -> None:
+    """Write the record of a stored run, and its report where the extra is installed."""
+    import json
+    import shlex
+    import sys
+
+    from onebase.cli.report import report_folder
+    from onebase.comparison.report import run_record, write_report
+    from onebase.errors import ConfigError
+
+    record = run_record(run, base, data.source, shlex.join(["onebase", *sys.argv[1:]]), why)
+    folder = report_folder(run.ref)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        out.note(f"report {write_report(record, folder)}")
+    except ConfigError as error:  # the extra is not installed: everything else is done
+        out.note(str(error))
 
 
 def _interrupted(name: str | None, out: Output) -> tuple[str, dict[str, Any]]:
