@@ -153,7 +153,7 @@ def train(
 def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
-    from onebase.cli.result import show_run
+    from onebase.cli.result import draw_curves, show_run
     from onebase.training import train as train_adapter
 
     base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
@@ -181,6 +181,8 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
         raise
     finally:
         report.end()
+    if run.ref:
+        draw_curves([run], out)
     show_run(run, data, base, out)
 
 
