@@ -175,6 +175,9 @@ def test_one_command_trains_a_folder_and_shows_a_table(tasks, tmp_path) -> None:
     assert "left out, as no data: notes.md" in done.stderr
     for name in ("meals", "my-films", "rooms"):
         assert f"{name}: epoch 1/1" in done.stderr and f"{name}: stored as {name}@1" in done.stderr
+        drawn = (home / "runs" / f"{name}@1" / "curves.svg").read_text(encoding="utf-8")
+        assert drawn.startswith("<?xml") and drawn.count('id="line2d_') > 8
+    assert "curves.svg and 2 more" in done.stderr
     assert [stored.ref for stored in Store(home).list()] == ["meals@1", "my-films@1", "rooms@1"]
 
 

@@ -99,6 +99,7 @@ def _jobs(asked: Asked, chosen: Chosen, method_given: bool) -> list[Job]:
 def _train(jobs: list[Job], chosen: Chosen, out: Output) -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
+    from onebase.cli.result import as_document, draw_curves
     from onebase.training import Failed, train_many
 
     base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
@@ -112,9 +113,8 @@ def _train(jobs: list[Job], chosen: Chosen, out: Output) -> None:
         raise
     finally:
         report.end()
+    draw_curves([run for run in runs if not isinstance(run, Failed) and run.ref], out)
     if out.as_json:
-        from onebase.cli.result import as_document
-
         out.document({"base": base.id, "jobs": [
             {"name": run.name, "method": run.method, "error": str(run.error)} if isinstance(run, Failed)
             else as_document(run, base) for run in runs

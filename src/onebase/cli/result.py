@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from onebase.cli.output import Output, aligned, count, metric_range, percent, size
@@ -66,6 +67,20 @@ def beside(adapter: dict[str, Any], base: dict[str, Any] | None) -> list[tuple[s
             rows = "" if written is None else f" on the first {count(written, 'row')}"
             lines.append((title, " with the base, ".join(shown) + (" with adapter" if base else "") + rows))
     return lines
+
+
+def draw_curves(runs: Sequence[Run], out: Output) -> None:
+    """Draw the curves of stored runs, each into its own folder, and say where they are, or once why there are none."""
+    from onebase.store import Store
+    from onebase.training.curves import MISSING, place_of_curves, write_curves
+
+    root = Store().root
+    written = [write_curves(run, place_of_curves(root, run.ref)) for run in runs]
+    found = [str(path) for path in written if path is not None]
+    if found:
+        out.note(f"curves: {found[0]}" + (f" and {len(found) - 1} more" if found[1:] else ""))
+    elif runs:
+        out.note(MISSING)
 
 
 def next_commands(run: Run, pair: bool) -> list[str]:

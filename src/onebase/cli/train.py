@@ -163,7 +163,7 @@ def train(
 def _train(chosen: Chosen, data: Data, name: str, out: Output, why: str = "") -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
-    from onebase.cli.result import show_run
+    from onebase.cli.result import draw_curves, show_run
     from onebase.training import train as train_adapter
 
     where = chosen.get("device"), chosen.get("dtype")
@@ -192,6 +192,8 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output, why: str = "") ->
         raise
     finally:
         report.end()
+    if run.ref:
+        draw_curves([run], out)
     show_run(run, data, base, out)
     if run.ref:
         _report(run, base, data, why, out)
