@@ -31,6 +31,7 @@ LAYERS = [
         "rebuild",
         "storing",
         "loading",
+        "quantization",
         "words",
     },
     {"training", "evaluation", "examples"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from onebase.build import build_adapter, default_task
 from onebase.compose import binding
 from onebase.compose.recipes import Composition
 from onebase.core.plan import Routed
+from onebase.core.quantized import quantization_of
 from onebase.core.route import as_route
 from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id
@@ -59,11 +61,14 @@ class Base:
         self.model, self.tokenizer = model, tokenizer
         self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.anatomy: Anatomy = dissect(model)
+        self.quantization = quantization_of(model)  # how weights are quantized, '' where they are not
+        self._unfit: str | None = None if self.quantization else ""  # why no adapter can stand on them; None: unknown
         self._adapters: dict[str, Adapter] = {}
         self._numbers: dict[int, str] = {}
         self._next = 0
         self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
+        self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
         self._closed = False
         self._merged: Merged | None = None
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
@@ -365,13 +370,15 @@ class Base:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Mapping[str, Tensor], adapter: AdapterNames) -> Tensor:
+    def states(self, batch: Mapping[str, Tensor], adapter: AdapterNames, rows: Sequence[int] | None = None) -> Tensor:
         """Return the last hidden states (B, T, D) of the stack that classification reads, at the callers' tokens.
 
         Args:
             batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them; or pixel_values
                 (B, C, H, W) for a base that reads images.
             adapter: as in `use`.
+            rows: the row of the batch that each adapter of a list reads; there is one result per adapter then. Layers
+                below the first delta are computed once for all adapters on a row, where the base allows that.
         """
         self._open()
         stack = self.anatomy.stacks[0]
@@ -379,17 +386,22 @@ class Base:
         inputs = {k: batch[k] for k in known if k in batch}
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self.packed(adapter, strip=True):
+        with self.packed(adapter, strip=True, rows=rows):
             return stack.module(**inputs).last_hidden_state
 
     def packs(self, adapter: str) -> bool:
         """Whether rows of an adapter are computed without their padding in `states` and in training."""
         routed = self._find(adapter)
-        return self._installed.packs and not routed.positional and not routed.drops()
+        return self._installed.packs and not routed.positional
 
     @contextmanager
     def packed(
-        self, adapter: AdapterNames, *, strip: bool = False, prompts: Sequence[int] | None = None
+        self,
+        adapter: AdapterNames,
+        *,
+        strip: bool = False,
+        prompts: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Iterator[None]:
         """Route like `use`, and compute rows without their padding where the base can.
 
@@ -398,10 +410,11 @@ class Base:
         Args:
             adapter, prompts: as in `use`.
             strip: an encoder that feeds a decoder hands back the callers' tokens only.
+            rows: as in `states`.
         """
         adapter = binding.named(self, adapter)
         with self._installed.packing() as pack:
-            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack)
+            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack, rows=rows, memory=self._memory.get())
             with self._installed.context.use(route):
                 yield
 
@@ -410,22 +423,25 @@ class Base:
         states = self.states(batch, adapter)
         return pool(states, _real(batch, states), pooling)
 
-    def outputs(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
+    def outputs(
+        self, batch: Mapping[str, Tensor], names: Sequence[str | None], rows: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Return per row what its adapter's head gives, or the pooled vector where there is no head. One forward.
 
         Args:
             batch: B rows.
             names: B adapter names or None.
+            rows: as in `states`; then any number of names.
         """
         names = binding.named(self, names)
-        states = self.states(batch, names)
-        mask = _real(batch, states)
+        states = self.states(batch, names, rows)
+        mask = _real(batch, states) if rows is None else _real(batch, states)[list(rows)]
         out: list[Tensor | None] = [None] * len(names)
         for name in dict.fromkeys(names):
-            rows = [i for i, other in enumerate(names) if other == name]
+            mine = [i for i, other in enumerate(names) if other == name]
             spec, head = self._spec(name), None if name is None else self._adapters[name].head
-            values = get_task(spec["kind"]).read(head, states[rows], mask[rows], spec)
-            for row, value in zip(rows, values):
+            values = get_task(spec["kind"]).read(head, states[mine], mask[mine], spec)
+            for row, value in zip(mine, values):
                 out[row] = value
         return out  # type: ignore[return-value]
 
@@ -448,7 +464,8 @@ class Base:
             adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
             pairs: second texts, for tasks on pairs: the context of a question, the document of a query.
             batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`. Rows with the
-                same tokens and adapter are computed once.
+                same tokens and adapter are computed once, and adapters on the same tokens share the layers that none
+                of them touches.
 
         Returns:
             n predictions.
@@ -465,14 +482,18 @@ class Base:
         flat = [(i, row) for i, many in enumerate(rows) for row in many]
         first: dict[tuple, int] = {}  # the same tokens under the same adapter are computed once
         same = [first.setdefault(_content(names[i], row), place) for place, (i, row) in enumerate(flat)]
-        order = sorted(first.values(), key=lambda i: len(flat[i][1].ids))
+        shared: dict[tuple, int] = {}  # the same tokens under several adapters share what is below their first deltas
+        texts_of = [shared.setdefault(_content(None, row), place) for place, (_, row) in enumerate(flat)]
+        order = sorted(first.values(), key=lambda i: (len(flat[i][1].ids), texts_of[i]))
         values: list[Tensor | None] = [None] * len(flat)
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 part = order[start : start + batch_size]
-                bare = [Encoded(flat[i][1].ids, flat[i][1].types) for i in part]
+                distinct = list(dict.fromkeys(texts_of[i] for i in part))
+                rows_of = None if len(distinct) == len(part) else [distinct.index(texts_of[i]) for i in part]
+                bare = [Encoded(flat[i][1].ids, flat[i][1].types) for i in distinct]
                 batch = collate(bare, pad_id(self.tokenizer), device=self.device)
-                for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part])):
+                for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part], rows_of)):
                     values[i] = value
         found: list[list[Tensor]] = [[] for _ in texts]
         for (text, _), place in zip(flat, same):

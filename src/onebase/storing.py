@@ -90,7 +90,10 @@ def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in base.model.parameters()),
         },
         "tokenizer": {"digest": digest_tokenizer(base.tokenizer)},
-        "provenance": dict(facts.get("provenance") or {}),
+        "provenance": {
+            **(facts.get("provenance") or {}),
+            **({"quantization": base.quantization} if base.quantization else {}),
+        },
         "metrics": dict(facts.get("metrics") or {}),
         "probes": probe(base, adapter),
         "parameters": adapter.count(),
@@ -186,6 +189,13 @@ def check_base(base: Base, stored: Stored, verify: bool) -> None:
     for field, own in (("hidden_size", base.anatomy.hidden_size), ("layers", base.anatomy.layers)):
         if getattr(made, field) != own:
             wrong.append(f"{field}: made for {getattr(made, field)}, this base has {own}")
+    then, now = str(stored.config.provenance.get("quantization", "")), base.quantization
+    if not wrong and then != now:
+        wrong.append(
+            f"quantization: made for a base {f'in {then}' if then else 'without any'}, this base is "
+            f"{f'in {now}' if now else 'not quantized'}. Quantized weights are other weights, and an adapter corrects "
+            f"the errors of its own: load_base({made.id!r}, quantize={then or None!r})"
+        )
     if not wrong and made.fingerprint != base.fingerprint():
         wrong.append(
             f"weights: made for {made.id} ({made.fingerprint[:19]}...), this base is {base.fingerprint()[:19]}..."

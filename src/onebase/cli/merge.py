@@ -30,6 +30,7 @@ TEXTS = (
     "pooling",
     "device",
     "dtype",
+    "quantize",
     "init_from",
     "group",
 )

@@ -87,6 +87,7 @@ def prepare(
     data: Any,
     method: str | Method | None = None,
     name: str | None = None,
+    attach: str | None = None,
     store: Store | None = None,
     provenance: dict[str, Any] | None = None,
     resume: bool = False,
@@ -102,6 +103,7 @@ def prepare(
     """Do everything that comes before the first step; see `train` for the arguments.
 
     Args:
+        attach: name on the base of an adapter that is not stored; by default the method's.
         shared: encoded data of other jobs, by what it depends on; this job's is added.
         build: makes the adapter; as `build_adapter`, which it is by default.
         more: columns, training settings and options of the task.
@@ -130,7 +132,7 @@ def prepare(
     settings = settings_for(method, more, base.anatomy.hidden_size)
     examples = _encoded(base, spec, found, method, {} if shared is None else shared)
     plain = {split: part.for_base for split, part in examples.items()}
-    attached = name or _free_name(base, method.name)
+    attached = name or attach or _free_name(base, method.name)
     adapter = build(
         base, f"{attached}{WHILE_TRAINING}", method, spec, settings.seed, frequent=_frequent(plain["train"]),
         empty=parent is not None,

@@ -41,6 +41,8 @@ class Settings:
         save_steps: optimizer steps between two checkpoints of a run that will be stored (one more after every epoch).
         seed: of initialisation, order of rows and dropout.
         checkpointing: recompute layers in the backward pass to save memory.
+        keep_mb: MiB for states below the lowest layer that the adapter touches, which are computed once and kept for
+            all epochs; 0 computes them in every epoch.
         attention: 'auto' measures eager against sdpa on the first rows, or 'eager', 'sdpa', 'keep' (the base's own).
         dtype: of the forward and backward pass of a float32 base: 'auto' measures bfloat16 against float32, or
             'float32', 'bfloat16'. Adapters are float32 always, and results are scored in the base's own dtype.
@@ -59,13 +61,21 @@ class Settings:
     save_steps: int = 50
     seed: int = 0
     checkpointing: bool = False
+    keep_mb: int = 1024
     attention: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
         for name, low in (("lr", 0), ("head_lr", 0), ("weight_decay", -1e-12), ("clip", -1e-12)):
             check(low < getattr(self, name) < 1e3, f"train.{name}", getattr(self, name), "a positive number")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("save_steps", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("patience", 0),
+            ("save_steps", 1),
+            ("keep_mb", 0),
+        ):
             value = getattr(self, name)
             check(isinstance(value, int) and value >= least, f"train.{name}", value, f"an integer of at least {least}")
         check(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 <= share < 1")
