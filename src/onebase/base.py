@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from onebase.merging import Merged
     from onebase.store import Stored
 
-AdapterNames = str | Composition | None | Sequence[str | Composition | None]
+Names = str | None | Sequence[str | None]
+AdapterNames = Names | Composition | Sequence[str | Composition | None]
 
 
 class Base:
@@ -315,7 +316,7 @@ class Base:
 
     # -- routes --------------------------------------------------------------------------------------------------
 
-    def _check(self, names: AdapterNames) -> None:
+    def _check(self, names: Names) -> None:
         self._open()
         for name in (names,) if isinstance(names, str) or names is None else names:
             if name is not None:
@@ -334,11 +335,11 @@ class Base:
         Raises:
             UnknownNameError: before any computing.
         """
-        adapter = binding.named(self, adapter)
-        self._check(adapter)
+        names = binding.named(self, adapter)
+        self._check(names)
         if repeat < 1:
             raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
-        with self._installed.context.use(as_route(adapter, repeat, prompts=prompts)):
+        with self._installed.context.use(as_route(names, repeat, prompts=prompts)):
             yield self
 
     def bind(self, adapter: AdapterNames, function: Callable[..., Any] | None = None) -> Bound:
@@ -350,9 +351,9 @@ class Base:
         """
         from onebase.bound import Bound
 
-        adapter = binding.named(self, adapter)
-        self._check(adapter)
-        return Bound(self, adapter, function)
+        names = binding.named(self, adapter)
+        self._check(names)
+        return Bound(self, names, function)
 
     def as_model(self, name: str) -> AdapterModel:
         """Return an adapter as a trainable module: its parameters and state are the adapter and head only.
@@ -412,9 +413,9 @@ class Base:
             strip: an encoder that feeds a decoder hands back the callers' tokens only.
             rows: as in `states`.
         """
-        adapter = binding.named(self, adapter)
+        names = binding.named(self, adapter)
         with self._installed.packing() as pack:
-            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack, rows=rows, memory=self._memory.get())
+            route = as_route(names, strip=strip, prompts=prompts, pack=pack, rows=rows, memory=self._memory.get())
             with self._installed.context.use(route):
                 yield
 
@@ -527,9 +528,9 @@ class Base:
         return sorted(((i, float(p.value or 0.0)) for i, p in enumerate(found)), key=lambda pair: -pair[1])
 
     def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
-        adapter = binding.named(self, adapter)
-        self._check(adapter)
-        names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
+        given: Names = binding.named(self, adapter)
+        self._check(given)
+        names = [given] * count if given is None or isinstance(given, str) else list(given)
         if len(names) != count:
             raise RouteError(f"{count} texts but {len(names)} adapter names: pass one name, or one per text")
         return names

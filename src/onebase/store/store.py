@@ -70,13 +70,13 @@ class Store:
             ``s3://bucket/adapters`` gives a `RemoteStore`, as it does in ``$ONEBASE_HOME``.
     """
 
-    def __new__(cls, root: Path | str | None = None) -> Store:
+    def __new__(cls, root: Path | str | None = None) -> Any:
         """Choose the kind of store that `root` names, as `pathlib.Path` does."""
         place = os.environ.get("ONEBASE_HOME", "") if root is None else root
         if cls is Store and isinstance(place, str) and "://" in place:
             from onebase.store.remote import RemoteStore
 
-            return super().__new__(RemoteStore)
+            return object.__new__(RemoteStore)
         return super().__new__(cls)
 
     def __init__(self, root: Path | str | None = None) -> None:

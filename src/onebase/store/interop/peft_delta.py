@@ -1,8 +1,8 @@
 """PEFT methods that have no form of their own here, but whose effect is a change of weights: LoHa, LoKr, OFT, BOFT ...
 
 The installed peft computes the change: it wraps a copy of the base, reads the file, and merges. What the weights have
-gained is the adapter, as a LoRA where that is exact and smaller, as a dense change otherwise, or as the nearest LoRA of
-a rank that was asked for. That the merged copy answers as the wrapped one proves that the effect is a change of weights.
+gained is the adapter, as a LoRA where that is exact and smaller, as a dense change otherwise, or as the nearest LoRA
+of a rank. That the merged copy answers as the wrapped one proves that the effect is a change of weights.
 """
 
 from __future__ import annotations
