@@ -242,7 +242,7 @@ class _Work:
 
     def chosen(self, methods: Sequence[str]) -> dict[str, float]:
         """Return each method's rate: the best of the last rung that all methods ended, else its default."""
-        found = {m: 1.0 for m in methods}
+        found = dict.fromkeys(methods, 1.0)
         for keep, rows in RUNGS:
             tried = {m: list(self.book.find("search", method=m, rows=rows)) for m in methods}
             if any(len(many) < min(keep, len(FACTORS)) for many in tried.values()):
