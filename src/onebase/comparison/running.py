@@ -83,7 +83,8 @@ def compare(
     """Compare methods on one data set under equal budgets.
 
     Learning rates are found by successive halving on validation, all adapters in one pass: every method tries four
-    rates on 256 rows, the better two on 512. The best one is trained with every seed, all methods of a seed in one pass,
+    rates on 256 rows, the better two on 512. The best one is trained with every seed, all methods of a seed in one
+    pass,
     and each of these runs scores the test rows once. Epochs, and then rows, are as many as fit into the budget, the
     same for all. Every finished run is a line of `records.jsonl` in the folder.
 
