@@ -41,8 +41,8 @@ def compare(
     """Compare methods on data: equal tries, equal rows, seeds, the test rows once, and a recommendation."""
     from onebase.cli.bases import open_base
     from onebase.comparison.advice import Limits
-    from onebase.comparison.running import document
     from onebase.comparison.running import compare as run
+    from onebase.comparison.running import document
 
     out = Output(as_json)
     limits = Limits(max_share=number(max_params, "--max-params"), max_slowdown=number(max_latency, "--max-latency"),

@@ -1,4 +1,4 @@
-"""What is measured of one trained run: answers and their confidence, size, speed, what is forgotten, memory in training."""
+"""What is measured of one trained run: answers and their confidence, speed, time and memory of training alone."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ th:first-child, td:first-child, .left td, .left th { text-align: left; } .left t
 tr.chosen { background: var(--mark); font-weight: 600; } section + section { border-top: 3px solid var(--line); }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
 @media print { :root { --ink: #000; --paper: #fff; --line: #999; --mark: #eee; }
-  body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; } .wide { overflow: visible; } }
+  body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; } }
 </style></head><body>
 {% for section in sections %}<section>{{ section | safe }}</section>{% endfor %}
 </body></html>
@@ -46,7 +47,8 @@ COMPARISON = """<h1>{{ advice.method or "No method fits" }}</h1>
 <td>{{ r.lr if r.lr is not none else "" }}</td></tr>
 {% endfor %}</table></div>
 <p>Within the noise of the best: {{ advice.equal | join(", ") }}. Beaten by none on score, file and speed at once:
-{{ advice.front | join(", ") }}. p-values are paired over seeds and examples and adjusted for the number of methods (Holm).
+{{ advice.front | join(", ") }}. p-values are paired over seeds and examples and adjusted for the number of methods
+(Holm).
 Forgetting is the change on neutral text with the adapter on: {{ "the base's loss, nats per token" if
 results[-1].forgetting_measure == "loss" else "1 - cosine of the base's states, as it has no head to lose with" }}.
 Training time and memory are those of one run by itself; texts/s are of 32 at once, attached.</p>
@@ -59,7 +61,8 @@ Training time and memory are those of one run by itself; texts/s are of 32 at on
 """ + (
     TAIL := """<h2>How it was made</h2>
 {% if command %}<pre>{{ command }}</pre>{% endif %}
-<div class="wide left"><table>{% for k, v in facts.items() %}<tr><td>{{ k }}</td><td>{{ v }}</td></tr>{% endfor %}</table>
+<div class="wide left"><table>{% for k, v in facts.items() %}<tr><td>{{ k }}</td><td>{{ v }}</td></tr>
+{% endfor %}</table>
 </div>
 """
 )
@@ -73,7 +76,8 @@ RUN = (
 <td>{{ base_interval[0] | num(4) }} to {{ base_interval[1] | num(4) }}</td></tr>
 <tr class="chosen"><td>with adapter</td><td>{{ value | num(4) }}</td>
 <td>{{ interval[0] | num(4) }} to {{ interval[1] | num(4) }}</td></tr></table></div>
-{% if test %}<p>Difference {{ test.difference | num(4) }}, 95 % interval {{ test.low | num(4) }} to {{ test.high | num(4) }},
+{% if test %}<p>Difference {{ test.difference | num(4) }}, 95 % interval {{ test.low | num(4) }}
+to {{ test.high | num(4) }},
 p = {{ test.p_value | num(4) }} ({{ test.test }}).</p>{% endif %}
 <p>{{ "{:,}".format(parameters) }} trained values ({{ (100 * share) | num(2) }} % of the base's),
 {{ "{:,}".format(bytes) }} bytes, {{ seconds | num(1) }} s of training.</p>

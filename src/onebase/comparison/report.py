@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.training import Run
 
-COLUMNS = ("method", "value", "low", "high", "p_best", "p_full", "parameters", "share", "bytes", "total_bytes", "seconds",
+COLUMNS = ("method", "value", "low", "high", "p_best", "p_full", "parameters", "share", "bytes", "total_bytes",
+           "seconds",
            "memory", "latency", "merged_latency", "throughput", "slowdown", "forgetting", "ece", "fixed", "broken",
            "mergeable", "lr")  # fmt: skip
 RECORDS = ("comparison.json", "run.json")  # what a folder of a comparison or of a training run holds

@@ -1,4 +1,4 @@
-"""Records become results: one per method, with intervals, paired tests, confusion, calibration, fixed and broken rows."""
+"""Records become results: one per method, intervals, paired tests, confusion, calibration, rows fixed and broken."""
 
 from __future__ import annotations
 

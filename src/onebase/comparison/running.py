@@ -83,8 +83,9 @@ def compare(
     """Compare methods on one data set under equal budgets.
 
     Learning rates are found by successive halving on validation, all adapters in one pass: every method tries four
-    rates on 256 rows, the better two on 512. The best one is trained with every seed, all methods of a seed in one pass,
-    and each of these runs scores the test rows once. Epochs, and then rows, are as many as fit into the budget, the
+    rates on 256 rows, the better two on 512. The best one is trained with every seed, all methods of a seed in one
+    pass, and each of these runs scores the test rows once.
+    Epochs, and then rows, are as many as fit into the budget, the
     same for all. Every finished run is a line of `records.jsonl` in the folder.
 
     Args:
@@ -242,7 +243,7 @@ class _Work:
 
     def chosen(self, methods: Sequence[str]) -> dict[str, float]:
         """Return each method's rate: the best of the last rung that all methods ended, else its default."""
-        found = {m: 1.0 for m in methods}
+        found = dict.fromkeys(methods, 1.0)
         for keep, rows in RUNGS:
             tried = {m: list(self.book.find("search", method=m, rows=rows)) for m in methods}
             if any(len(many) < min(keep, len(FACTORS)) for many in tried.values()):
@@ -375,8 +376,8 @@ class _Work:
 
     def _facts(self, stage: str, method: str, scores: Any, told: dict[str, Any], **more: Any) -> dict[str, Any]:
         # an accuracy is the mean of right answers; the rows of its scores are labels, for macro F1
-        right = scores.metric == "accuracy" or scores.rows is None
-        rows = [float(c) for c in scores.correct] if right else scores.rows.tolist()
+        told_right = scores.metric == "accuracy" or scores.rows is None
+        rows = [float(c) for c in scores.correct] if told_right or scores.rows is None else scores.rows.tolist()
         numbers = {k: v for k, v in scores.metrics.items() if isinstance(v, (int, float))}
         return {"stage": stage, "method": method, "metric": scores.metric, "value": scores.value, "rows": rows,
                 "metrics": numbers, **told, **more}  # fmt: skip
