@@ -13,90 +13,27 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 import onebase as ob
-from onebase.adapter import Adapter
-from onebase.core.contracts import AdapterModule
-from onebase.extend import Init, Method, Site, register, unregister
 from onebase.methods.registry import parse_method
-from onebase.tasks import get_task
-from onebase.training import prepare as run_module
+from onebase.training.full import RATES, Full, trained_whole
 from onebase.training.settings import settings_for
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
-FULL_RATES = (2e-5, 5e-5, 1e-4)
-
-
-@register
-@dataclass(frozen=True, kw_only=True)
-class Full(Method):
-    """Full fine-tuning in the guise of a method, so that the very same loop trains it."""
-
-    name: ClassVar[str] = "full"
-
-    def select(self, sites: list[Site]) -> list[Site]:  # type: ignore[override]
-        """Adapt no site: the base itself is trained."""
-        return []
-
-    def build(self, sites: list[Site], init: Init) -> AdapterModule:  # type: ignore[override]
-        """Build nothing."""
-        return AdapterModule({})
-
-
-class FullAdapter(Adapter):
-    """An adapter whose parameters are the base's own."""
-
-    model: nn.Module
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield base and head."""
-        yield from self.model.parameters()
-        assert self.head is not None
-        yield from self.head.parameters()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return base and head."""
-        return super().tensors() | {f"base.{n}": p.detach() for n, p in self.model.named_parameters()}
-
-    def put(self, tensors: dict[str, Tensor]) -> None:  # type: ignore[override]
-        """Restore base and head."""
-        own = self.tensors()
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
 
 
 def run_one(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -> dict[str, Any]:
     """Train and score one adapter, or the whole base."""
     began = time.perf_counter()
-    original = run_module.build_adapter
-    start = [p.detach().clone() for p in base.model.parameters()] if method == "full" else []
-
-    def build_full(base: ob.Base, name: str, method: Method, task: dict, seed: int, **_: Any) -> Adapter:
-        adapter = FullAdapter(name, method, AdapterModule({}), task)
-        adapter.model = base.model
-        adapter.head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
-        return adapter
-
     if method == "full":
-        base.model.requires_grad_(True)
-        run_module.build_adapter = build_full  # type: ignore[assignment]
-    try:
+        with trained_whole(base, data, seed=seed, **settings) as run:
+            pass
+        assert run.value != run.base_value or run.history.best == 0, "the base did not move"
+    else:
         run = ob.train(base, data, method, seed=seed, **settings)
         base.remove(run.name)
-    finally:
-        run_module.build_adapter = original
-        base.model.requires_grad_(False)
-        with torch.no_grad():
-            for parameter, value in zip(base.model.parameters(), start):
-                parameter.copy_(value)
     return {
         "data": data.source, "method": method, "seed": seed, "settings": settings, "lr": run.settings.lr,
         "value": run.value, "base": run.base_value, "validation": max(e["accuracy"] for e in run.history.epochs),
@@ -112,7 +49,8 @@ def known() -> list[dict[str, Any]]:
 
 def once(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -> dict[str, Any]:
     """Return a finished run, or make it now."""
-    lr = settings_for(parse_method(method), settings, base.anatomy.hidden_size).lr  # a recipe may have changed
+    chosen = Full() if method == "full" else parse_method(method)
+    lr = settings_for(chosen, settings, base.anatomy.hidden_size).lr  # a recipe may have changed
     for row in known():
         found = (row["data"], row["method"], row["seed"], row["settings"], row["lr"])
         if found == (data.source, method, seed, settings, lr):
@@ -158,14 +96,13 @@ def main() -> None:
         data = ob.load_data(args.data / task)
         for method in args.methods.split(";"):
             if method == "full" and "lr" not in settings:
-                tried = [once(base, data, method, 0, lr=lr, **settings) for lr in FULL_RATES]
+                tried = [once(base, data, method, 0, lr=lr, **settings) for lr in RATES]
                 best = max(tried, key=lambda row: row["validation"])["lr"]
                 for seed in range(args.seeds):
                     once(base, data, method, seed, lr=best, **settings)
                 continue
             for seed in range(args.seeds):
                 once(base, data, method, seed, **settings)
-    unregister("full")
     return None
 
 

@@ -99,7 +99,7 @@ def trained_together(
                 base, Reporter(), data=data, method=parse_method(c.method), lr=c.lr, seed=c.seed, epochs=epochs,
                 shared=shared,
             ))  # fmt: skip
-        members = [Member(p.state) for p in prepared]
+        members = [Member(p.attached, p.state) for p in prepared]
         if not score_start:  # a start that is in the history is not scored again
             for member in members:
                 member.state.history.epochs.append({"epoch": 0})

@@ -70,7 +70,7 @@ class Store:
             ``s3://bucket/adapters`` gives a `RemoteStore`, as it does in ``$ONEBASE_HOME``.
     """
 
-    def __new__(cls, root: Path | str | None = None) -> Any:
+    def __new__(cls, root: Path | str | None = None) -> Store:
         """Choose the kind of store that `root` names, as `pathlib.Path` does."""
         place = os.environ.get("ONEBASE_HOME", "") if root is None else root
         if cls is Store and isinstance(place, str) and "://" in place:
