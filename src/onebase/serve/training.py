@@ -19,9 +19,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from onebase.errors import ConfigError, UnknownNameError
+from onebase.errors import ConfigError, OnebaseError, TrainingError, UnknownNameError, unknown
 
-SAMPLE = "sample"
+SAMPLES = {
+    "reviews": {
+        "title": "Customer reviews, English and French",
+        "rows": 871,
+        "labels": ["negative", "neutral", "positive"],
+        "task": "classification",
+    }
+}
 KEPT = 20  # finished runs that are remembered
 POINTS = 500  # of a loss curve; beyond that every second one goes
 MOST_BYTES = 8 * 2**20  # of data that come with the request
@@ -35,8 +42,8 @@ class TrainingRequest(BaseModel):
 
     name: str = Field("reviews", min_length=1, max_length=64, description="Of the adapter in the store.")
     method: str = Field("lora", min_length=1, max_length=200, description="A method or its shorthand, lora(rank=16).")
-    data: str = Field(SAMPLE, max_length=16, description="'sample': the reviews that come along; 'csv': the field csv.")
-    csv: str | None = Field(None, max_length=MOST_BYTES, description="A table with a header, for data 'csv'.")
+    sample: str | None = Field(None, max_length=64, description="Data that come along; GET /v1/samples lists them.")
+    csv: str | None = Field(None, max_length=MOST_BYTES, description="Instead: a table with a line of column names.")
     text: str | None = Field(None, max_length=200, description="Column of the text; found by default.")
     label: str | None = Field(None, max_length=200, description="Column of the label; found by default.")
     epochs: int | None = Field(None, ge=1, le=50, description="Passes over the rows, at most.")
@@ -48,26 +55,28 @@ class Training:
     """One run and everything known about it.
 
     Attributes:
-        state: starting, running, done, failed or stopped.
+        state: running, done, failed or cancelled.
     """
 
     def __init__(self, request: TrainingRequest):
         self.id = uuid.uuid4().hex[:12]
-        self.request, self.state, self.created = request, "starting", time.time()
+        self.request, self.state, self.created = request, "running", time.time()
         self.finished: float | None = None
-        self.facts: dict[str, Any] = {"steps": [], "epochs": [], "notes": [], "phase": "reading the data"}
-        self.stopping, self.lock = False, threading.Lock()
+        self.facts: dict[str, Any] = {
+            "losses": [], "history": [], "notes": [], "phase": "Reading the data", "metrics": None,
+            "base_metrics": None, "ref": None, "error": None,
+        }  # fmt: skip
+        self.stopping, self.lock, self.concluded = False, threading.Lock(), threading.Event()
         self.process: subprocess.Popen[str] | None = None
         self.folder: Path | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the run as JSON values."""
-        asked = self.request.model_dump(exclude_none=True, exclude={"csv"})
         with self.lock:
             facts = {key: list(value) if isinstance(value, list) else value for key, value in self.facts.items()}
         return {
-            "id": self.id, "object": "training", "state": self.state, "created": self.created,
-            "finished": self.finished, "request": asked, **facts,
+            "id": self.id, "object": "training", "state": self.state, "name": self.request.name,
+            "method": self.request.method, "created": self.created, "finished": self.finished, **facts,
         }  # fmt: skip
 
     def take(self, line: str) -> None:
@@ -79,20 +88,24 @@ class Training:
             return  # a library printed something
         with self.lock:
             if event == "start":
-                self.state = "running"
-                self.facts |= {"total_steps": said["steps"], "total_epochs": said["epochs"], "phase": "training"}
+                self.facts |= {"total_steps": said["steps"], "total_epochs": said["epochs"], "phase": "Training"}
             elif event == "step":
-                steps = self.facts["steps"]
+                steps = self.facts["losses"]
                 steps.append([said["step"], said["loss"]])
                 self.facts |= {key: said[key] for key in ("rows_per_second", "seconds_left")}
                 if len(steps) > POINTS:
                     del steps[1:-1:2]
             elif event == "epoch":
-                self.facts["epochs"].append(said["scores"])
+                scores = said["scores"]
+                value = next((scores[name] for name in scores if name not in ("epoch", "loss", "train_loss")), None)
+                step, loss = self.facts["losses"][-1] if self.facts["losses"] else (0, None)
+                entry = {"epoch": scores.get("epoch"), "step": step, "loss": loss, "validation": value}
+                self.facts["history"].append(entry | {"scores": scores})
             elif event == "note":
                 self.facts["notes"].append(said["text"])
             elif event == "done":
-                self.facts |= {"result": said, "phase": "done"}
+                name, score, own = said["metric"], said.pop("score"), said.pop("base_score")
+                self.facts |= {**said, "phase": "Done", "metrics": {name: score}, "base_metrics": {name: own}}
             elif event == "failed":
                 self.facts["error"] = said["message"]
             else:
@@ -117,14 +130,15 @@ class Trainings:
         """Start a run.
 
         Raises:
-            ConfigError: the request cannot be done, or another run is going on.
+            ConfigError: the request cannot be done.
+            TrainingError: another run is going on.
             UnknownNameError: no method of this name.
         """
         self._check(request)
         with self.lock:
             going = [run for run in self.runs.values() if run.finished is None]
             if going:
-                raise ConfigError(
+                raise TrainingError(
                     f"{going[0].request.name!r} is being trained; one adapter is trained at a time: wait for it, or "
                     f"stop it (DELETE /v1/training/{going[0].id})"
                 )
@@ -156,6 +170,7 @@ class Trainings:
                 run.process.wait(SECONDS_TO_STOP)
             except subprocess.TimeoutExpired:
                 run.process.kill()
+            run.concluded.wait(SECONDS_TO_STOP)
         return run
 
     def close(self) -> None:
@@ -169,10 +184,10 @@ class Trainings:
 
         check_name(request.name)
         parse_method(request.method)
-        if request.data not in (SAMPLE, "csv"):
-            raise ConfigError(f"data is {request.data!r}; expected 'sample' or 'csv'")
-        if (request.data == "csv") != bool(request.csv):
-            raise ConfigError("data 'csv' needs the table in the field csv, and 'sample' takes none")
+        if (request.sample is None) == (request.csv is None):
+            raise ConfigError("expected either sample or csv: GET /v1/samples lists the samples")
+        if request.sample is not None and request.sample not in SAMPLES:
+            raise unknown("sample", request.sample, SAMPLES)
 
     def _spawn(self, run: Training) -> subprocess.Popen[str]:
         import tempfile
@@ -180,8 +195,8 @@ class Trainings:
         from onebase.demo.run import REVIEWS
 
         asked = run.request
-        spec = asked.model_dump(exclude_none=True, exclude={"csv"}) | {"base": self.base}
-        if asked.data == SAMPLE:
+        spec = asked.model_dump(exclude_none=True, exclude={"csv", "sample"}) | {"base": self.base}
+        if asked.sample is not None:
             spec |= {"data": str(REVIEWS), "text": "text", "label": "label"}
             spec = {**_sample_settings(asked.method), **spec}
         else:
@@ -218,14 +233,15 @@ class Trainings:
             import shutil
 
             shutil.rmtree(run.folder, ignore_errors=True)
-        result = run.facts.get("result")
+        result = run.facts["ref"]
         if result is not None and self.done is not None:
-            self.done(result["ref"])
-        state = "done" if code == 0 and result else "stopped" if run.stopping else "failed"
-        if state == "failed" and "error" not in run.facts:
+            self.done(result)
+        state = "done" if code == 0 and result else "cancelled" if run.stopping else "failed"
+        if state == "failed" and run.facts["error"] is None:
             with run.lock:
                 run.facts["error"] = f"the process ended with code {code}: " + "".join(said).strip()[-800:]
         run.state, run.finished = state, time.time()
+        run.concluded.set()
 
 
 def _sample_settings(method: str) -> dict[str, Any]:
@@ -236,38 +252,52 @@ def _sample_settings(method: str) -> dict[str, Any]:
     return {"patience": 0, **SETTINGS.get(parse_method(method).name, {})}
 
 
-def training_routes(trainings: Trainings, admin: Callable[..., Any]) -> Any:
-    """Return the routes of training, each for administrators only.
+def training_routes(trainings: Trainings, admin: Callable[..., Any], use: Callable[..., Any]) -> Any:
+    """Return the routes of training.
 
     Args:
         trainings: the runs.
         admin: a FastAPI dependency that refuses whoever may not train.
+        use: one that refuses whoever may not ask.
 
     Returns:
-        An APIRouter: POST and GET /v1/training, GET and DELETE /v1/training/{id}.
+        An APIRouter: GET /v1/samples; POST and GET /v1/training, GET and DELETE /v1/training/{key}.
     """
-    from fastapi import APIRouter, Depends
+    from fastapi import APIRouter, Depends, HTTPException
 
-    routes = APIRouter(prefix="/v1/training", tags=["training"], dependencies=[Depends(admin)])
+    routes = APIRouter(tags=["training"])
+    admins = [Depends(admin)]
+
+    def told(action: Callable[[], Training]) -> dict[str, Any]:
+        try:
+            return action().plain()
+        except OnebaseError as error:
+            missing, busy = isinstance(error, UnknownNameError), isinstance(error, TrainingError)
+            raise HTTPException(404 if missing else 409 if busy else 400, str(error)) from error
+
+    def samples() -> dict[str, Any]:
+        """List the data that come along."""
+        return {"object": "list", "data": [{"id": name, **facts} for name, facts in SAMPLES.items()]}
 
     def begin(request: TrainingRequest) -> dict[str, Any]:
         """Train an adapter in a process of its own, and store it as the next version."""
-        return trainings.start(request).plain()
+        return told(lambda: trainings.start(request))
 
     def every() -> dict[str, Any]:
         """List the runs since the server started, the latest first."""
         return {"object": "list", "data": [run.plain() for run in reversed(list(trainings.runs.values()))]}
 
     def one(key: str) -> dict[str, Any]:
-        """Return a run: state, loss by step, scores by epoch, result."""
-        return trainings.get(key).plain()
+        """Return a run: state, losses by step, scores by epoch, result."""
+        return told(lambda: trainings.get(key))
 
     def stop(key: str) -> dict[str, Any]:
         """End a run; nothing of it is stored."""
-        return trainings.stop(key).plain()
+        return told(lambda: trainings.stop(key))
 
-    routes.add_api_route("", begin, methods=["POST"], status_code=202)
-    routes.add_api_route("", every, methods=["GET"])
-    routes.add_api_route("/{key}", one, methods=["GET"])
-    routes.add_api_route("/{key}", stop, methods=["DELETE"])
+    routes.add_api_route("/v1/samples", samples, methods=["GET"], dependencies=[Depends(use)])
+    routes.add_api_route("/v1/training", begin, methods=["POST"], status_code=202, dependencies=admins)
+    routes.add_api_route("/v1/training", every, methods=["GET"], dependencies=admins)
+    routes.add_api_route("/v1/training/{key}", one, methods=["GET"], dependencies=admins)
+    routes.add_api_route("/v1/training/{key}", stop, methods=["DELETE"], dependencies=admins)
     return routes

@@ -69,9 +69,9 @@ def run(spec: dict[str, Any], report: JsonLines) -> None:
     columns = {role: spec.pop(role) for role in ("text", "label") if spec.get(role)}
     data = load(source, seed=spec.get("seed", 0), **columns)
     report.say("data", rows={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)})
-    report.say("phase", phase="loading the base")
+    report.say("phase", phase="Loading the base")
     with load_base(base_name) as base:
-        report.say("phase", phase="computing the base's own score")
+        report.say("phase", phase="Computing the base's own score")
         run = train(base, data, spec.pop("method"), name=spec.pop("name"), report=report, **spec)
         report.say(
             "done",
