@@ -37,7 +37,7 @@ function legend(names) {
   }));
 }
 
-// series: [{name, points: [[x, y]], dots?, dashed?}]; options: low, high, format, start, end (words under the axis)
+// series: [{name, points: [[x, y]], dots?, thin?, color?}]; options: low, high, format, start, end (words under the axis)
 export function lines(series, { low = 0, high, format = short, start = "", end = "", title, span } = {}) {
   const all = series.flatMap((one) => one.points);
   const top = high ?? ceiling(Math.max(0, ...all.map((p) => p[1])));
@@ -50,7 +50,7 @@ export function lines(series, { low = 0, high, format = short, start = "", end =
     if (!one.points.length) return;
     const stroke = color(one.color ?? i);
     const path = s("path", { stroke, d: one.points.map((p, k) => `${k ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("") });
-    if (one.dashed) path.setAttribute("stroke-dasharray", "4 5");
+    if (one.thin) path.setAttribute("class", "thin");
     svg.append(path);
     if (one.dots || one.points.length === 1) for (const p of one.points) svg.append(s("circle", { cx: x(p[0]), cy: y(p[1]), r: 3.5, fill: stroke }));
   });

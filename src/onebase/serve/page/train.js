@@ -63,8 +63,8 @@ export default function view({ main, models, given }) {
       run.state === "done" ? result(run) : null,
       run.state === "failed" ? notice(run.error || "Training failed.", "error") : null,
       run.state === "cancelled" ? notice("Stopped. Nothing was stored.") : null);
-    charts.show(losses.length ? lines([{ name: "loss", points: losses }], { title: "Loss", start: "step 0", end: `step ${steps}`, span: [0, steps] }) : null,
-      validation.length ? lines([{ name: "adapter", points: validation, dots: true }, ...(validation[0][0] === 0 ? [{ name: "base alone", points: [[0, validation[0][1]], [epochs, validation[0][1]]], dashed: true, color: 7 }] : [])],
+    charts.show(losses.length ? lines([{ name: "each step", points: losses, color: 7, thin: true }, { name: "smoothed", points: smooth(losses), color: 0 }], { title: "Loss", start: "step 0", end: `step ${steps}`, span: [0, steps] }) : null,
+      validation.length ? lines([{ name: "adapter", points: validation, dots: true }],
         { title: "Right on validation rows", format: (v) => percent(v, 0), low: Math.max(0, Math.floor(10 * Math.min(...validation.map((p) => p[1])) - 1) / 10), high: 1, start: "start", end: `epoch ${epochs}`, span: [0, epochs] }) : null);
     if (!going) announce(run.state === "done" ? `Training is done: ${run.ref}` : `Training ${run.state}`);
   }
@@ -72,12 +72,18 @@ export default function view({ main, models, given }) {
   cancel.addEventListener("click", async () => { try { show(await api.remove(`/v1/training/${encodeURIComponent(id)}`)); } catch (error) { fill(problem, notice(error.message, "error")); } });
   [name, method].forEach((field) => field.addEventListener("input", arrange));
   fill(main, h("div", {}, h("h1", {}, words.adapters ? "Train on sample data" : "Train your first adapter"),
-    h("p", { class: "quiet" }, "About 500 short customer reviews, English and French, come along. Training runs in a process of its own; answers go on meanwhile. The frozen base's own score is the line to beat.")),
+    h("p", { class: "quiet" }, "About 500 short customer reviews, English and French, come along. Training runs in a process of its own; answers go on meanwhile. The frozen base's own score is shown beside the result.")),
     h("form", { class: "card stack", onsubmit: begin }, h("div", { class: "fields" }, labelled("Name", name), labelled("Method", method)), h("div", { class: "row" }, button, cancel)),
     problem, where, charts.element, same.section);
   arrange();
   if (id) poll();
   return { leave: () => { gone = true; clearTimeout(timer); } };
+}
+
+// The mean of a step and those before it, the nearer the heavier.
+function smooth(points) {
+  let mean = points[0][1];
+  return points.map(([step, loss]) => [step, (mean = 0.85 * mean + 0.15 * loss)]);
 }
 
 function result(run) {

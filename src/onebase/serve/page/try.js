@@ -72,7 +72,7 @@ function first(models) {
 }
 
 function card(model) {
-  const tag = h("span", { class: "tag" }, model.adapter === null ? "base" : model.method), body = h("div", {}, h("p", { class: "quiet" }, "…")), foot = h("footer");
+  const tag = h("span", { class: "tag" }, model.adapter === null ? "frozen" : model.method), body = h("div", {}, h("p", { class: "quiet" }, "…")), foot = h("footer");
   const element = h("article", { class: "card answer", "data-model": model.id }, h("header", {}, h("h3", {}, model.id), tag), body, foot);
   return { model, element, tag, body, foot };
 }
@@ -102,7 +102,7 @@ function mark(found) {
     const differs = said !== before;
     one.element.classList.toggle("differs", differs);
     one.tag.className = differs ? "tag differs" : "tag";
-    one.tag.textContent = differs ? `differs from ${other.model.id}` : one.model.method || "base";
+    one.tag.textContent = differs ? `differs from ${other.model.id}` : one.model.method || "frozen";
   }
 }
 
