@@ -12,7 +12,7 @@ export default function view({ main, models, given }) {
   const able = models.filter((one) => one.classifies);
   const wanted = given.get("models")?.split(",") || able.slice(0, 4).map((one) => one.id);
   const choice = chooser(able, wanted, arrange, "Columns");
-  const file = h("input", { type: "file", accept: ".csv,.tsv,.txt,text/csv", class: "unseen", id: "file", onchange: () => file.files[0] && take(file.files[0]) });
+  const file = h("input", { type: "file", accept: ".csv,.tsv,.txt,text/csv", class: "unseen", id: "file", "aria-label": "CSV file", tabindex: "-1", onchange: () => file.files[0] && take(file.files[0]) });
   const drop = h("div", { class: "drop" }, h("p", {}, h("strong", {}, "Drop a CSV here"), h("br"), h("span", { class: "quiet small" }, "A line of column names, then a row per text. It goes to this server only.")),
     file, h("button", { type: "button", onclick: () => file.click() }, "Choose a file"));
   const text = h("select"), pair = h("select"), label = h("select"), only = h("input", { type: "checkbox", checked: given.get("only") === "1", onchange: () => { arrange(); show(); } });
