@@ -24,9 +24,7 @@ class JsonLines(Reporter):
 
     def say(self, event: str, **facts: Any) -> None:
         """Write one line."""
-        from onebase.cli.output import plain
-
-        self.stream.write(json.dumps({"event": event, **plain(facts)}) + "\n")
+        self.stream.write(json.dumps({"event": event, **facts}, default=float) + "\n")
         self.stream.flush()
 
     def start(self, steps: int, epochs: int) -> None:
@@ -59,12 +57,14 @@ def run(spec: dict[str, Any], report: JsonLines) -> None:
         spec: base, data, method, name, and any setting of `onebase.train`.
         report: where progress goes; the last event is ``done``.
     """
-    from onebase.cli.bases import quiet
+    import transformers
+
     from onebase.data import load
     from onebase.loading import load_base
     from onebase.training import train
 
-    quiet()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     base_name, source = spec.pop("base"), spec.pop("data")
     columns = {role: spec.pop(role) for role in ("text", "label") if spec.get(role)}
     data = load(source, seed=spec.get("seed", 0), **columns)

@@ -42,12 +42,12 @@ export default function view({ main, models, given }) {
   function row(one) {
     const known = facts.get(one.ref) || {}, points = score(known.metrics);
     const gain = points && typeof points.base === "number" ? points.mine - points.base : null;
-    const better = gain === null ? "" : (points.share ? gain > 0 : gain < 0) ? "good" : gain === 0 ? "" : "bad";
+    const better = gain === null || points.noise !== false ? "" : (points.share ? gain > 0 : gain < 0) ? "good" : gain === 0 ? "" : "bad";
     const act = (word, action) => h("button", { type: "button", class: "small", "aria-label": `${word} ${one.ref}`, onclick: action }, word);
     const loaded = ["device", "memory", "loading"].includes(one.state);
     return h("tr", {}, h("td", {}, h("div", { class: "row" }, h("a", { href: `#/try?models=${encodeURIComponent(one.newest ? one.name : one.ref)},base` }, one.ref), one.aliases.map((alias) => h("span", { class: "tag" }, `@${alias}`)), one.newest ? null : h("span", { class: "quiet small" }, "older"))),
       h("td", {}, one.method, settings(known.method_settings)), h("td", {}, one.task), h("td", { class: "r" }, bytes(one.bytes)),
-      h("td", { class: "r" }, points ? [h("strong", {}, points.shown), h("div", { class: `small ${better}` }, gain === null ? "" : `${gain >= 0 ? "+" : "−"}${points.share ? `${Math.abs(100 * gain).toFixed(1)} points` : Math.abs(gain).toFixed(2)}`), h("div", { class: "quiet small" }, `${points.name}${points.baseShown ? `, base ${points.baseShown}` : ""}`)] : "–"),
+      h("td", { class: "r" }, points ? [h("strong", {}, points.shown), h("div", { class: `small ${better}` }, gain === null ? "" : `${gain >= 0 ? "+" : "−"}${points.share ? `${Math.abs(100 * gain).toFixed(1)} points` : Math.abs(gain).toFixed(2)}${points.noise ? ", within the noise" : ""}`), h("div", { class: "quiet small" }, `${points.name}${points.baseShown ? `, base ${points.baseShown}` : ""}`)] : "–"),
       h("td", { class: "nowrap" }, h("span", { class: `dot ${one.state}` }, one.state), one.pinned ? h("span", { class: "quiet small" }, " pinned") : null, one.error ? h("div", { class: "bad small" }, one.error) : null),
       h("td", { class: "r" }, String(one.requests)),
       h("td", {}, h("div", { class: "row" }, loaded ? act("Unload", () => run("DELETE", `/v1/adapters/${one.ref}`, undefined, `${one.ref} is no longer served`, shell("onebase", "rm", one.ref) + "    # removes it from the store as well")) : act("Load", () => run("POST", "/v1/adapters", { ref: one.ref }, `${one.ref} is loaded`, `onebase show ${one.ref}`)),

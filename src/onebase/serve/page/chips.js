@@ -16,6 +16,9 @@ export function chooser(models, chosen, changed, title = "Ask") {
   return { element, chosen: () => all.filter((one) => one.input.checked).map((one) => one.model) };
 }
 
+// What `load_base` takes for the base that is served.
+export const baseName = (models) => models.find((one) => one.adapter === null)?.root || "minilm";
+
 // The main metric of an adapter, with the base's own.
 export function score(metrics) {
   const mine = metrics?.adapter || {}, own = metrics?.base || {};
@@ -23,8 +26,11 @@ export function score(metrics) {
   if (!name || typeof mine[name] !== "number") return null;
   const share = !["perplexity", "loss", "mse", "rmse", "mae", "mean_absolute_error"].includes(name);
   const say = (value) => (typeof value !== "number" ? "" : share ? percent(value) : value.toFixed(2));
-  return { name: name.replaceAll("_", " "), mine: mine[name], base: own[name], shown: say(mine[name]), baseShown: say(own[name]), share };
+  return { name: name.replaceAll("_", " "), mine: mine[name], base: own[name], shown: say(mine[name]), noise: noisy(metrics?.test), baseShown: say(own[name]), share };
 }
+
+// Whether the paired test of training cannot tell the adapter from the base; undefined where none was made.
+const noisy = (test) => (Array.isArray(test?.interval) ? test.interval[0] <= 0 && test.interval[1] >= 0 : undefined);
 
 export const welcome = () => h("section", { class: "card stack" }, h("h2", {}, "No adapter is stored yet"),
   h("p", { class: "quiet" }, "Train one on the customer reviews that come along; it takes about a minute, and then it can be asked here."),

@@ -1,9 +1,9 @@
 // Table: a CSV in, a column per adapter out; disagreements marked, accuracy where labels are there.
 import * as api from "./api.js";
-import { chooser, welcome } from "./chips.js";
+import { baseName, chooser, welcome } from "./chips.js";
 import { parse, write } from "./csv.js";
 import { announce, fill, h, labelled, notice, percent } from "./dom.js";
-import { curl, python, snippets } from "./snippets.js";
+import { curl, python, shell, snippets } from "./snippets.js";
 import * as state from "./state.js";
 
 const AT_ONCE = 64, SHOWN = 300, LARGEST = 50e6;
@@ -110,8 +110,8 @@ export default function view({ main, models, given }) {
     const ids = choice.chosen().map((one) => one.id);
     state.write("table", { models: ids.join(","), file: data ? name : "", only: only.checked ? "1" : "" });
     const shown = data ? data.rows.slice(0, 2).map((row) => row[at(text.value)]) : ["First text.", "Second text."];
-    same.update({ curl: curl("POST", "/v1/classify", { model: ids, input: shown }), Python: `import pandas as pd\nimport onebase as ob\n\nbase, table = ob.load_base("minilm"), pd.read_csv(${python(name)})\nfor name in ${python(ids)}:\n    base.load(name)\n    table[name] = [p.label for p in base.predict(list(table[${python(text.value || "text")}]), adapter=name)]\ntable.to_csv("answers.csv", index=False)`,
-      "Command line": `onebase predict --file ${name} --text ${text.value || "text"} -a ${ids.join(",")} --out answers.csv` });
+    same.update({ curl: curl("POST", "/v1/classify", { model: ids, input: shown }), Python: `import pandas as pd\nimport onebase as ob\n\nbase, table = ob.load_base(${python(baseName(models))}), pd.read_csv(${python(name)})\nfor name in ${python(ids)}:\n    base.load(name)\n    table[name] = [p.label for p in base.predict(list(table[${python(text.value || "text")}]), adapter=name)]\ntable.to_csv("answers.csv", index=False)`,
+      "Command line": `onebase predict --file ${shell(name)} --text ${shell(text.value || "text")} -a ${ids.join(",")} --out answers.csv` });
   }
 
   for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });

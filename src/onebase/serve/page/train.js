@@ -1,6 +1,7 @@
 // Train: an adapter on sample data, in a process beside the server, with live curves.
 import * as api from "./api.js";
 import { lines, place } from "./charts.js";
+import { baseName } from "./chips.js";
 import { announce, fill, h, labelled, notice, percent } from "./dom.js";
 import { curl, python, shell, snippets } from "./snippets.js";
 import * as state from "./state.js";
@@ -19,7 +20,7 @@ export default function view({ main, models, given }) {
   function arrange() {
     state.write("train", { name: name.value, method: method.value, run: id });
     same.update({ curl: curl("POST", "/v1/training", { sample: "reviews", method: method.value, name: name.value }),
-      Python: `import onebase as ob\n\nbase = ob.load_base("minilm")\nrun = ob.train(base, "reviews.csv", ${python(method.value)}, name=${python(name.value)})\nprint(run.value, run.base_value, run.test.sentence())`,
+      Python: `import onebase as ob\n\nbase = ob.load_base(${python(baseName(models))})\nrun = ob.train(base, "reviews.csv", ${python(method.value)}, name=${python(name.value)})\nprint(run.value, run.base_value, run.test.sentence())`,
       "Command line": `onebase train -d reviews.csv -m ${shell(method.value)} --name ${shell(name.value)}\nonebase demo    # the same sample, four methods` });
   }
 

@@ -1,6 +1,6 @@
 // Try: one text, the answers of several adapters and the base side by side, differences marked.
 import * as api from "./api.js";
-import { chooser, score, welcome } from "./chips.js";
+import { baseName, chooser, welcome } from "./chips.js";
 import { announce, fill, h, labelled, later, milliseconds, notice, percent } from "./dom.js";
 import { curl, python, shell, snippets } from "./snippets.js";
 import * as state from "./state.js";
@@ -27,7 +27,7 @@ export default function view({ main, models, given }) {
     mostBox.hidden = !chosen.some((one) => one.generates && !one.classifies);
     const facts = { text: text.value, pair: secondBox.hidden ? "" : second.value, models: chosen.map((one) => one.id).join(","), max: mostBox.hidden ? "" : most.value };
     state.write("try", facts);
-    same.update(texts(chosen, facts, mostBox.hidden));
+    same.update(texts(baseName(models), chosen, facts, mostBox.hidden));
   }
 
   async function ask(all = false) {
@@ -159,7 +159,7 @@ async function generate(models, cards, prompt, most, signal) {
   announce(`${texts.size} texts written`);
 }
 
-function texts(chosen, { text, pair, max }, reads) {
+function texts(base, chosen, { text, pair, max }, reads) {
   const ids = chosen.map((one) => one.id), shown = text || "A text.";
   if (!reads) {
     const body = { model: ids[0] || "base", prompt: shown, max_tokens: Number(max), stream: true };
@@ -169,6 +169,6 @@ function texts(chosen, { text, pair, max }, reads) {
   }
   const labels = chosen.filter((one) => one.adapter !== null).map((one) => one.id);
   return { curl: curl("POST", "/v1/classify", { model: ids, input: [{ text: shown, ...(pair ? { pair } : {}) }] }),
-    Python: `import onebase as ob\n\nbase = ob.load_base(${python(chosen[0]?.root_base || "minilm")})\nfor name in ${python(labels)}:\n    base.load(name)\n    print(name, base.predict([${python(shown)}], adapter=name${pair ? `, pairs=[${python(pair)}]` : ""}))`,
+    Python: `import onebase as ob\n\nbase = ob.load_base(${python(base)})\nfor name in ${python(labels)}:\n    base.load(name)\n    print(name, base.predict([${python(shown)}], adapter=name${pair ? `, pairs=[${python(pair)}]` : ""}))`,
     "Command line": `onebase predict ${shell(shown)}${pair ? ` --pair ${shell(pair)}` : ""} -a ${labels.join(",")}` };
 }
