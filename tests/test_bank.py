@@ -196,7 +196,7 @@ def test_hooks_on_a_delta_run():
     assert seen == ["a"]
 
 
-def test_dropout_draws_from_each_jobs_own_generator():
+def test_deltas_that_drop_are_computed_by_themselves():
     """Only while training: then no bank is used."""
     deltas = make(LoRADelta, dropout=0.5)
     assert key_of(deltas["a"].train()) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import onebase as ob
-from onebase.comparison.running import summarize
+from onebase.comparison.results import summarize
 from onebase.errors import ConfigError
 from onebase.loading import embedded_folder
 
@@ -47,8 +47,54 @@ def record(method: str, seed: int, rows: list[float]) -> dict:
 def test_records_become_results() -> None:
     records = [record("lora", s, [1, 1, 1, 0] * 20) for s in range(3)]
     records += [record("bitfit", s, [1, 0, 0, 0] * 20) for s in range(3)]
-    one, two = summarize(records, "classification")
+    one, two = summarize(records)
     assert (one.method, one.value, len(one.values)) == ("lora", 0.75, 3) and two.method == "bitfit"
     assert one.low < 0.75 < one.high
     difference, p = two.versus["lora"]
     assert difference == pytest.approx(-0.5) and p < 0.01
+
+
+def test_statistics_match_scipy_on_stored_predictions() -> None:
+    """The interval of one run's accuracy, and the paired test of two, against scipy's bootstrap and sign flips."""
+    import numpy as np
+    from scipy import stats
+
+    from onebase.statistics import paired_seeds, seeds_interval
+
+    draw = np.random.default_rng(1)
+    good, bad = (draw.random(400) < 0.85).astype(float), (draw.random(400) < 0.78).astype(float)
+    low, high = seeds_interval([good], draws=4000)
+    theirs = stats.bootstrap((good,), np.mean, method="percentile", n_resamples=4000, rng=2).confidence_interval
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+    test = paired_seeds([bad], [good], draws=4000)
+    permuted = stats.permutation_test((good, bad), lambda a, b: np.mean(a) - np.mean(b), permutation_type="samples",
+                                      n_resamples=4000, rng=2)  # fmt: skip
+    assert test.difference == pytest.approx(permuted.statistic)
+    assert test.p_value == pytest.approx(permuted.pvalue, abs=0.03)
+
+
+def test_calibration_is_that_of_the_paper() -> None:
+    from onebase.statistics import calibration
+
+    error, bins = calibration([0.95, 0.95, 0.95, 0.95, 0.55, 0.55], [1, 1, 1, 0, 1, 0], 10)
+    assert error == pytest.approx(4 / 6 * 0.2 + 2 / 6 * 0.05)
+    assert [b[2] for b in bins] == [2, 4]
+    with pytest.raises(ConfigError, match="0 to 1"):
+        calibration([1.5], [1])
+
+
+def test_a_partial_run_counts_until_its_final_one_is_there() -> None:
+    early = record("lora", 0, [1, 0] * 20) | {"stage": "partial"}
+    assert summarize([early])[0].partial and summarize([early])[0].value == 0.5
+    done = record("lora", 0, [1, 1] * 20)
+    assert not summarize([early, done])[0].partial and summarize([early, done])[0].value == 1.0
+
+
+def test_labels_give_confusion_and_rows_fixed_and_broken() -> None:
+    rows = {"labels": ["a", "b"], "gold": [0, 1, 1, 0], "texts": list("wxyz")}
+    own = record("head only", 0, [1, 0, 1, 1]) | {"predicted": [0, 0, 1, 0], "confidence": [0.9] * 4}
+    new = record("lora", 0, [1, 1, 0, 1]) | {"predicted": [0, 1, 0, 0], "confidence": [0.9] * 4}
+    found = next(r for r in summarize([own, new], rows) if r.method == "lora")
+    assert found.confusion == ((2, 0), (1, 1)) and (found.fixed, found.broken) == (1, 1)
+    assert found.examples["fixed"][0]["text"] == "x" and found.examples["broken"][0]["text"] == "y"
+    assert found.ece == pytest.approx(0.15)

@@ -20,6 +20,7 @@ LAYERS = [
     {
         "base",
         "build",
+        "compose",
         "exchange",
         "merging",
         "image_init",
@@ -30,6 +31,7 @@ LAYERS = [
         "rebuild",
         "storing",
         "loading",
+        "quantization",
         "words",
     },
     {"training", "evaluation", "examples"},

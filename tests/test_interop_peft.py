@@ -363,7 +363,7 @@ FAULTS: dict[str, tuple[Any, type[Exception], str]] = {
     "new setting": (lambda c, t: c.update(use_magic=True), UnsupportedError, "use_magic = True"),
     "biases": (lambda c, t: c.update(bias="all"), UnsupportedError, "bias = 'all'"),
     "pissa": (lambda c, t: c.update(init_lora_weights="pissa"), UnsupportedError, "changes the base's own weights"),
-    "other method": (lambda c, t: c.update(peft_type="LOHA"), UnsupportedError, "peft_type 'LOHA'"),
+    "other method": (lambda c, t: c.update(peft_type="NOSUCH"), UnsupportedError, "peft_type 'NOSUCH'"),
     "activated": (lambda c, t: c.update(alora_invocation_tokens=[1]), UnsupportedError, "alora_invocation_tokens"),
     "nan": (lambda c, t: t[KEY].fill_(float("nan")), CorruptError, "NaN or infinite"),
     "missing": (lambda c, t: t.pop(KEY), MismatchError, "missing tensor base_model.model.encoder.layer.0"),

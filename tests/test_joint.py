@@ -23,7 +23,7 @@ THINGS = ["room", "meal", "film", "book", "phone", "long train ride to the sea"]
 REVIEWS = [{"text": f"The {t} was {w}.", "label": "good" if w in GOOD else "bad"} for t in THINGS for w in GOOD + BAD]
 TOPICS = [{"text": f"{w} {t} {t} today", "label": t[:4]} for t in THINGS[:3] for w in GOOD + BAD]
 EXACT = {"attention": "keep", "dtype": "float32", "patience": 0, "restore": "best"}
-METHODS = ["lora(rank=2)", "bottleneck(size=4)", "prefix(length=3)", "prompt(length=3)"]
+METHODS = ["lora(rank=2, dropout=0.2)", "bottleneck(size=4, dropout=0.1)", "prefix(length=3)", "prompt(length=3)"]
 
 
 def jobs(**more) -> list[ob.Job]:
@@ -73,7 +73,7 @@ def test_joint_equals_alone_on_float64_bases(family, tokenizer) -> None:
     def some() -> list[ob.Job]:
         shared = {"lr": 1e-3, "epochs": 50, "batch_size": 6, **EXACT}
         found = [
-            ob.Job(rows, "lora(rank=2)", seed=1, **shared),
+            ob.Job(rows, "lora(rank=2, dropout=0.2)", seed=1, **shared),
             ob.Job(rows, "bottleneck(size=3)", seed=2, **shared),
             ob.Job(rows, "prompt(length=2)", seed=3, **shared),
         ]
@@ -143,7 +143,10 @@ def test_an_interrupted_pass_goes_on_to_the_same_bits(base, tmp_path) -> None:
     again = ob.train_many(base, jobs(**EXACT, save_steps=4), store=store, resume=True)
     for run in again:
         for key, value in base.adapters[run.name].tensors().items():
-            assert torch.allclose(value, expected[run.name][key], atol=2e-4), (run.name, key)
+            assert torch.equal(value, expected[run.name][key]), (run.name, key)
+    assert [run.ref for run in again] == ["a@1", "b@1", "c@1", "d@1"] and len(store.list()) == 4
+    assert [run.value for run in again] == [run.value for run in whole]
+    assert not list((tmp_path / "cut" / "runs").rglob("*.safetensors"))
 
 
 def test_micro_batches_hold_every_row_once(base) -> None:

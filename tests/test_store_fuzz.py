@@ -22,18 +22,22 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import checks
 import pytest
 import torch
+from families import make, tiny_tokenizer
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from transformers import BertConfig, BertModel
 
+from damage import DAMAGE as EDITED
+from damage import Folder
 from onebase.base import Base
 from onebase.errors import OnebaseError
 from onebase.store import Store
 from onebase.store.schema import CARD_FILE, CONFIG_FILE, TENSORS_FILE, digest_of
 
-CASES = 500
+CASES, MANY = 500, 2500  # of each of the two catalogues of damage: by default, and in the slow run, 5,000 together
 MARK = "executed-by-a-pickle"
 Damage = Callable[[Path, random.Random], str]  # does it and returns a pattern that the message must have
 
@@ -398,12 +402,13 @@ STALE_ONLY: list[Damage] = [flip_config, flip_file]  # resealed, most flips are 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links and pipes")
-def test_every_damaged_folder_is_refused_by_name(base: Base, originals, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("cases", [range(CASES), pytest.param(range(CASES, MANY), marks=pytest.mark.slow)])
+def test_every_damaged_folder_is_refused_by_name(base: Base, originals, tmp_path: Path, monkeypatch, cases) -> None:
     monkeypatch.chdir(tmp_path)
     wrong: list[str] = []
     resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for case in range(CASES):
+    for case in cases:
         rng = random.Random(case)
         kinds = [(damage, sealed) for damage in DAMAGE for sealed in (False, True)] + [(d, False) for d in STALE_ONLY]
         damage, sealed = kinds[case % len(kinds)]
@@ -433,4 +438,50 @@ def test_every_damaged_folder_is_refused_by_name(base: Base, originals, tmp_path
     assert not (tmp_path / MARK).exists(), "a pickle was opened"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024  # MiB
     assert grown < 400, f"{grown} MiB were allocated for tiny adapters"
-    assert not wrong, f"{len(wrong)} of {CASES}:\n" + "\n".join(wrong)
+    assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> tuple[Base, Path]:
+    """A base, and the folder of a stored adapter that loads on it."""
+    base = Base(make("bert"), tiny_tokenizer())
+    task = {"kind": "classification", "labels": ["bad", "good"], "pooling": "mean", "max_length": 16, "template": ""}
+    adapter = base.add("reviews", "lora(rank=2)", task=task)
+    checks.disturb(adapter.module, 1)
+    checks.disturb(adapter.head, 2)
+    stored = base.save("reviews", store=Store(tmp_path_factory.mktemp("store")))
+    base.remove("reviews")
+    base.load(str(stored.path))
+    base.remove("reviews")
+    return base, stored.path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes")
+@pytest.mark.parametrize("cases", [range(CASES), pytest.param(range(CASES, MANY), marks=pytest.mark.slow)])
+def test_damaged_folders_are_refused(good, tmp_path, cases):
+    """Each with one of our errors that names the file, tensor, key or check; the base stays as it was."""
+    base, source = good
+    accepted = []
+    for number in cases:
+        rng = random.Random(number)
+        path = tmp_path / f"{number}"
+        shutil.copytree(source, path)
+        damage = EDITED[number % len(EDITED)]
+        folder = Folder(path, rng, tmp_path / "executed")
+        cause = damage(folder)
+        where = f"folder {number}, {damage.__name__}"
+        try:
+            base.load(str(path))
+        except OnebaseError as error:
+            found = str(error)
+            assert any(word in found for word in cause.split("|")), f"{where}: {cause!r} is not named in {found[:500]}"
+            assert len(found) < 20_000, f"{where}: a message of {len(found)} characters"
+        except Exception as error:
+            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
+        else:
+            accepted.append(where)
+            base.remove("reviews")
+        assert not base.adapters, where
+        assert not folder.marker.exists(), f"{where}: something was executed"
+        shutil.rmtree(path)
+    assert not accepted

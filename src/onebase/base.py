@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,10 @@ from onebase.adapter import Adapter
 from onebase.anatomy.anatomy import Anatomy, dissect
 from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
+from onebase.compose import binding
+from onebase.compose.recipes import Composition
 from onebase.core.plan import Routed
+from onebase.core.quantized import quantization_of
 from onebase.core.route import as_route
 from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from onebase.merging import Merged
     from onebase.store import Stored
 
-AdapterNames = str | None | Sequence[str | None]
+AdapterNames = str | Composition | None | Sequence[str | Composition | None]
 
 
 class Base:
@@ -57,11 +61,14 @@ class Base:
         self.model, self.tokenizer = model, tokenizer
         self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.anatomy: Anatomy = dissect(model)
+        self.quantization = quantization_of(model)  # how weights are quantized, '' where they are not
+        self._unfit: str | None = None if self.quantization else ""  # why no adapter can stand on them; None: unknown
         self._adapters: dict[str, Adapter] = {}
         self._numbers: dict[int, str] = {}
         self._next = 0
         self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
+        self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
         self._closed = False
         self._merged: Merged | None = None
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
@@ -110,6 +117,7 @@ class Base:
 
     def ids(self, names: Sequence[str | None]) -> Tensor:
         """Return the `adapter_ids` tensor (B,) that routes row i to names[i]; -1 is the plain base."""
+        names = binding.named(self, names)
         self._check(tuple(names))
         return torch.tensor([-1 if n is None else self._adapters[n].routed.number for n in names], device=self.device)
 
@@ -127,8 +135,8 @@ class Base:
 
         Args:
             name: unique on this base.
-            method: a method or a shorthand such as ``"lora(rank=4)"``.
-            task: kind, labels, pooling, max_length, template; see `default_task`. None: no head.
+            method: a method, a shorthand such as ``"lora(rank=4)"``, or a composition of attached adapters.
+            task: kind, labels, pooling, max_length, template; see `default_task`. None: no head, or the parts' own.
             seed: of the initialisation.
 
         Returns:
@@ -141,6 +149,8 @@ class Base:
         self._open()
         if not name or name in self._adapters:
             raise ConfigError(f"adapter name {name!r} is {'taken: remove it first' if name else 'empty'}")
+        if isinstance(method, Composition):
+            return binding.add(self, name, method, task, seed)
         method = parse_method(method)
         return self._attach(build_adapter(self, name, method, task or default_task(self), seed))
 
@@ -190,7 +200,9 @@ class Base:
         self._open()
         return save_adapter(self, self.adapters[name], store, as_name, **facts)
 
-    def import_adapter(self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = ()) -> Adapter:
+    def import_adapter(
+        self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = (), rank: int | None = None
+    ) -> Adapter:
         """Attach an adapter that PEFT or the AdapterHub library wrote.
 
         Such files have no digest and no probes, so nothing tells whether they are whole; structure, names, shapes,
@@ -200,6 +212,7 @@ class Base:
             source: a folder, or the id of a hub repository.
             name: the name to use in calls; the folder's own by default.
             labels: names of the classes, in order, where the file has a head but no names.
+            rank: of the LoRA to make of a PEFT method that has no form here (LoHa, OFT ...); None keeps it exactly.
 
         Raises:
             ConfigError, UnsupportedError, CorruptError, MismatchError: one error that lists everything wrong.
@@ -207,7 +220,7 @@ class Base:
         from onebase.exchange import import_adapter
 
         self._open()
-        return import_adapter(self, source, name, labels)
+        return import_adapter(self, source, name, labels, rank)
 
     def export(self, name: str, folder: str | Path, *, to: str = "peft", head: bool = True) -> Exported:
         """Write an adapter in the form of another library, read it back, and compare its answers.
@@ -215,7 +228,8 @@ class Base:
         Args:
             name: the attached adapter.
             folder: new or empty.
-            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model).
+            to: 'peft'; 'vllm' (PEFT LoRA within vLLM's limits); 'adapterhub'; 'merged' (a full model);
+                'onnx' (a full encoder).
             head: write the task head too, where the format has heads.
 
         Returns:
@@ -267,7 +281,8 @@ class Base:
         """
         self._open()
         adapter = self.adapters[name]
-        del self._adapters[name], self._numbers[adapter.routed.number]
+        for each in [adapter, *(self._adapters[n] for n in binding.drop_unnamed(self, adapter))]:
+            del self._adapters[each.name], self._numbers[each.routed.number]
         self._installed.release({site for a in self._adapters.values() for site in a.routed.deltas})
 
     def close(self) -> None:
@@ -319,6 +334,7 @@ class Base:
         Raises:
             UnknownNameError: before any computing.
         """
+        adapter = binding.named(self, adapter)
         self._check(adapter)
         if repeat < 1:
             raise ConfigError(f"repeat = {repeat!r}: expected at least 1")
@@ -334,6 +350,7 @@ class Base:
         """
         from onebase.bound import Bound
 
+        adapter = binding.named(self, adapter)
         self._check(adapter)
         return Bound(self, adapter, function)
 
@@ -353,13 +370,15 @@ class Base:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def states(self, batch: Mapping[str, Tensor], adapter: AdapterNames) -> Tensor:
+    def states(self, batch: Mapping[str, Tensor], adapter: AdapterNames, rows: Sequence[int] | None = None) -> Tensor:
         """Return the last hidden states (B, T, D) of the stack that classification reads, at the callers' tokens.
 
         Args:
             batch: input_ids, attention_mask (B, T), token_type_ids where the tokenizer gives them; or pixel_values
                 (B, C, H, W) for a base that reads images.
             adapter: as in `use`.
+            rows: the row of the batch that each adapter of a list reads; there is one result per adapter then. Layers
+                below the first delta are computed once for all adapters on a row, where the base allows that.
         """
         self._open()
         stack = self.anatomy.stacks[0]
@@ -367,17 +386,22 @@ class Base:
         inputs = {k: batch[k] for k in known if k in batch}
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self.packed(adapter, strip=True):
+        with self.packed(adapter, strip=True, rows=rows):
             return stack.module(**inputs).last_hidden_state
 
     def packs(self, adapter: str) -> bool:
         """Whether rows of an adapter are computed without their padding in `states` and in training."""
         routed = self._find(adapter)
-        return self._installed.packs and not routed.positional and not routed.drops()
+        return self._installed.packs and not routed.positional
 
     @contextmanager
     def packed(
-        self, adapter: AdapterNames, *, strip: bool = False, prompts: Sequence[int] | None = None
+        self,
+        adapter: AdapterNames,
+        *,
+        strip: bool = False,
+        prompts: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Iterator[None]:
         """Route like `use`, and compute rows without their padding where the base can.
 
@@ -386,9 +410,11 @@ class Base:
         Args:
             adapter, prompts: as in `use`.
             strip: an encoder that feeds a decoder hands back the callers' tokens only.
+            rows: as in `states`.
         """
+        adapter = binding.named(self, adapter)
         with self._installed.packing() as pack:
-            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack)
+            route = as_route(adapter, strip=strip, prompts=prompts, pack=pack, rows=rows, memory=self._memory.get())
             with self._installed.context.use(route):
                 yield
 
@@ -397,21 +423,25 @@ class Base:
         states = self.states(batch, adapter)
         return pool(states, _real(batch, states), pooling)
 
-    def outputs(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> list[Tensor]:
+    def outputs(
+        self, batch: Mapping[str, Tensor], names: Sequence[str | None], rows: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Return per row what its adapter's head gives, or the pooled vector where there is no head. One forward.
 
         Args:
             batch: B rows.
             names: B adapter names or None.
+            rows: as in `states`; then any number of names.
         """
-        states = self.states(batch, names)
-        mask = _real(batch, states)
+        names = binding.named(self, names)
+        states = self.states(batch, names, rows)
+        mask = _real(batch, states) if rows is None else _real(batch, states)[list(rows)]
         out: list[Tensor | None] = [None] * len(names)
         for name in dict.fromkeys(names):
-            rows = [i for i, other in enumerate(names) if other == name]
+            mine = [i for i, other in enumerate(names) if other == name]
             spec, head = self._spec(name), None if name is None else self._adapters[name].head
-            values = get_task(spec["kind"]).read(head, states[rows], mask[rows], spec)
-            for row, value in zip(rows, values):
+            values = get_task(spec["kind"]).read(head, states[mine], mask[mine], spec)
+            for row, value in zip(mine, values):
                 out[row] = value
         return out  # type: ignore[return-value]
 
@@ -434,7 +464,8 @@ class Base:
             adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
             pairs: second texts, for tasks on pairs: the context of a question, the document of a query.
             batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`. Rows with the
-                same tokens and adapter are computed once.
+                same tokens and adapter are computed once, and adapters on the same tokens share the layers that none
+                of them touches.
 
         Returns:
             n predictions.
@@ -451,14 +482,18 @@ class Base:
         flat = [(i, row) for i, many in enumerate(rows) for row in many]
         first: dict[tuple, int] = {}  # the same tokens under the same adapter are computed once
         same = [first.setdefault(_content(names[i], row), place) for place, (i, row) in enumerate(flat)]
-        order = sorted(first.values(), key=lambda i: len(flat[i][1].ids))
+        shared: dict[tuple, int] = {}  # the same tokens under several adapters share what is below their first deltas
+        texts_of = [shared.setdefault(_content(None, row), place) for place, (_, row) in enumerate(flat)]
+        order = sorted(first.values(), key=lambda i: (len(flat[i][1].ids), texts_of[i]))
         values: list[Tensor | None] = [None] * len(flat)
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 part = order[start : start + batch_size]
-                bare = [Encoded(flat[i][1].ids, flat[i][1].types) for i in part]
+                distinct = list(dict.fromkeys(texts_of[i] for i in part))
+                rows_of = None if len(distinct) == len(part) else [distinct.index(texts_of[i]) for i in part]
+                bare = [Encoded(flat[i][1].ids, flat[i][1].types) for i in distinct]
                 batch = collate(bare, pad_id(self.tokenizer), device=self.device)
-                for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part])):
+                for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part], rows_of)):
                     values[i] = value
         found: list[list[Tensor]] = [[] for _ in texts]
         for (text, _), place in zip(flat, same):
@@ -492,6 +527,7 @@ class Base:
         return sorted(((i, float(p.value or 0.0)) for i, p in enumerate(found)), key=lambda pair: -pair[1])
 
     def _spread(self, adapter: AdapterNames, count: int) -> list[str | None]:
+        adapter = binding.named(self, adapter)
         self._check(adapter)
         names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != count:

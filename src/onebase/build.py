@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onebase.adapter import Adapter
 from onebase.core.contracts import AdapterModule
+from onebase.core.quantized import problem_of
 from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
@@ -74,6 +75,10 @@ def build_adapter(
     Raises:
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
+    if base._unfit is None:
+        base._unfit = problem_of(base.model)
+    if base._unfit:
+        raise UnsupportedError(f"{base._unfit}. docs/quantized.md lists what works")
     every = list(base.anatomy.sites.values())
     refused = next((site for site in method.needs(every) if site.unsupported), None)
     if refused is not None:
@@ -89,7 +94,7 @@ def build_adapter(
         raise ConfigError(f"{method.name}.build made deltas for unknown sites: {', '.join(strange[:5])}")
     if empty:
         module = module.fold()
-    taken = {p.data_ptr() for p in base.model.parameters()}
+    taken = {p.data_ptr() for p in base.model.parameters()} - {0}  # quantized tensors have no place of their own
     if any(p.data_ptr() in taken for p in module.parameters()):
         raise UnsupportedError(
             f"{method.name} took a tensor of the base as a parameter: clone what site.weight() gives"

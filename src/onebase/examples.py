@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,12 @@ from onebase.tasks.task import Found
 from onebase.words import seen, vocabulary_size
 
 if TYPE_CHECKING:
+    from onebase.adapter import Adapter
     from onebase.base import Base
     from onebase.data import Data, Rows
 
 SPLITS = ("train", "validation", "test")
+ROLE_BITS = 40  # rows of a data set have smaller numbers
 LOGIT_ROWS = 16  # rows scored at once through an LM head: 256 tokens x 50,000 logits are 51 MB a row in float32
 
 
@@ -91,12 +95,32 @@ def forward(
     assert spec is not None
     task = get_task(spec["kind"])
     rows = task.inputs(examples, index)
-    if task.surface == "logits":
-        out: Any = token_logits(base, name, rows, task.prompted)
-    else:
-        batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
-        out = task.read(head, base.states(batch, name), batch["attention_mask"], spec)
+    with drawn(None if name is None else base.adapters[name], row_keys(index, len(rows))):
+        if task.surface == "logits":
+            out: Any = token_logits(base, name, rows, task.prompted)
+        else:
+            batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
+            out = task.read(head, base.states(batch, name), batch["attention_mask"], spec)
     return task.losses(out, examples, index, spec, head)
+
+
+def row_keys(index: Sequence[int], rows: int) -> list[int]:
+    """Return what tells the rows of some examples apart in dropout: `Task.inputs` gives them role after role."""
+    return [i + (role << ROLE_BITS) for role in range(rows // len(index)) for i in index]
+
+
+@contextmanager
+def drawn(adapter: Adapter | None, keys: Sequence[int]) -> Iterator[None]:
+    """Draw dropout of an adapter in training by these keys of its rows, whatever else is in the batch."""
+    draw = None if adapter is None else adapter.routed.draw
+    if adapter is None or draw is None:
+        yield
+        return
+    adapter.routed.draw = replace(draw, keys=keys)
+    try:
+        yield
+    finally:
+        adapter.routed.draw = draw
 
 
 def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]]]) -> list[Losses]:
@@ -117,14 +141,19 @@ def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]
         rows = [_task(base, parts[i][0]).inputs(parts[i][1], parts[i][2]) for i in mine]
         names = [parts[i][0] for i, many in zip(mine, rows) for _ in many]
         flat = [row for many in rows for row in many]
+        prompted: set[bool] = set()
         if surface == "logits":
             prompted = {_task(base, parts[i][0]).prompted for i in mine}
             if len(prompted) > 1:  # texts and prompts: the end of a prompt must be said for all rows or for none
                 return [forward_mixed(base, [part])[0] for part in parts]
-            out, mask = token_logits(base, names, flat, prompted.pop()), None
-        else:
-            batch = collate([Encoded(row.ids, row.types) for row in flat], pad_id(base.tokenizer), device=base.device)
-            out, mask = base.states(batch, names), batch["attention_mask"]
+        with contextlib.ExitStack() as stack:
+            for i, many in zip(mine, rows):
+                stack.enter_context(drawn(base.adapters[parts[i][0]], row_keys(parts[i][2], len(many))))
+            if surface == "logits":
+                out, mask = token_logits(base, names, flat, prompted.pop()), None
+            else:
+                batch = collate([Encoded(r.ids, r.types) for r in flat], pad_id(base.tokenizer), device=base.device)
+                out, mask = base.states(batch, names), batch["attention_mask"]
         first = 0
         for i, many in zip(mine, rows):
             (name, examples, index), place = parts[i], slice(first, first + len(many))

@@ -22,13 +22,12 @@ from onebase.storing import PROBES, TOLERANCE
 if TYPE_CHECKING:
     from onebase.base import Base
 
-FORMATS = ("peft", "vllm", "adapterhub", "merged")
-# Formats of full models, which only their own projects can write rightly.
+FORMATS = ("peft", "vllm", "adapterhub", "merged", "onnx")
+# Formats that only their own projects can write rightly, with converters that no package has.
 CONVERTERS = {
-    "gguf": "first onebase merge NAME --out MODEL, then python convert_hf_to_gguf.py MODEL (in a llama.cpp checkout; "
-    "it needs pip install gguf)",
-    "onnx": "first onebase merge NAME --out MODEL, then optimum-cli export onnx --model MODEL OUT (pip install "
-    "'optimum[onnx]')",
+    "gguf": "llama.cpp's own, which is in no package. A full model: onebase merge NAME --out MODEL, then python "
+    "convert_hf_to_gguf.py MODEL. A LoRA: onebase export NAME --to peft --no-head --out LORA, then python "
+    "convert_lora_to_gguf.py --base BASE LORA. Both are in a checkout of llama.cpp and need pip install gguf",
 }
 FILES = ("*.json", "*.safetensors", "*.bin")  # of a hub repository; pickles are fetched to be refused by name
 
@@ -52,7 +51,7 @@ def find_folder(source: str | Path) -> Path:
         raise ConfigError(f"{source} is no folder, and the hub answered: {first}") from error
 
 
-def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreign:
+def read_foreign(base: Base, folder: Path, labels: Sequence[str] = (), rank: int | None = None) -> Foreign:
     """Read an adapter folder of another library, whichever it is.
 
     Raises:
@@ -64,7 +63,9 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreig
     if "peft_type" in config:
         from onebase.store.interop.peft_read import read_peft
 
-        return read_peft(folder, base, labels)
+        return read_peft(folder, base, labels, rank)
+    if rank is not None:
+        raise ConfigError(f"rank = {rank!r} is for files of PEFT: leave it out")
     if "config" in config and "model_type" in config:
         from onebase.store.interop.adapterhub_read import read_adapterhub
 
@@ -75,13 +76,15 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = ()) -> Foreig
     )
 
 
-def import_adapter(base: Base, source: str | Path, name: str | None, labels: Sequence[str] = ()) -> Adapter:
+def import_adapter(
+    base: Base, source: str | Path, name: str | None, labels: Sequence[str] = (), rank: int | None = None
+) -> Adapter:
     """Attach an adapter of another library; see `Base.import_adapter`."""
     folder = find_folder(source)
     name = name or folder.name
     if name in base.adapters:
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or import with another name=")
-    foreign = read_foreign(base, folder, labels)
+    foreign = read_foreign(base, folder, labels, rank)
     adapter = attach_foreign(base, foreign, name)
     adapter.config = {
         "provenance": {
@@ -139,8 +142,12 @@ class Exported:
 def export_adapter(base: Base, name: str, folder: str | Path, to: str, head: bool) -> Exported:
     """Write an attached adapter in the form of another library; see `Base.export`."""
     adapter, folder = base.adapters[name], Path(folder)
-    head = head and adapter.head is not None and to != "merged"
+    head = head and adapter.head is not None and to not in ("merged", "onnx")
     check_format(to)
+    if to == "onnx":
+        from onebase.store.interop.onnx import check_onnx
+
+        check_onnx(base)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} is not empty: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +156,10 @@ def export_adapter(base: Base, name: str, folder: str | Path, to: str, head: boo
         inner.mkdir()
         before = answers(base, name, head)
         notes = _write(base, adapter, inner, to, head)
-        after = _answers_of_model(base, inner) if to == "merged" else _answers_of(base, adapter, inner, head)
+        if to == "onnx":
+            after = _answers_of_onnx(base, inner)
+        else:
+            after = _answers_of_model(base, inner) if to == "merged" else _answers_of(base, adapter, inner, head)
         gap, size = compare(before, after)
         dtype = next(base.model.parameters()).dtype
         allowed = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * max(1.0, size)
@@ -167,7 +177,7 @@ def export_adapter(base: Base, name: str, folder: str | Path, to: str, head: boo
 def check_format(to: str) -> None:
     """Raise UnknownNameError or UnsupportedError unless adapters can be written as `to`."""
     if to in CONVERTERS:
-        raise UnsupportedError(f"{to} files are made of a full model by its own converter: {CONVERTERS[to]}")
+        raise UnsupportedError(f"{to} files are made by a converter of their own: {CONVERTERS[to]}")
     if to not in FORMATS:
         raise unknown("format to export to", to, (*FORMATS, *CONVERTERS))
 
@@ -177,6 +187,8 @@ def _write(base: Base, adapter: Adapter, folder: Path, to: str, head: bool) -> l
 
     if to == "merged":
         return _write_merged(base, adapter, folder)
+    if to == "onnx":
+        return _write_onnx(base, adapter, folder)
     if to == "vllm":
         from onebase.store.interop.vllm import write_vllm
 
@@ -203,6 +215,30 @@ def _write_merged(base: Base, adapter: Adapter, folder: Path) -> list[str]:
     return notes
 
 
+def _write_onnx(base: Base, adapter: Adapter, folder: Path) -> list[str]:
+    """Write the merged model as ONNX, beside its config and tokenizer."""
+    from onebase.store.interop.onnx import write_onnx
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        notes = _write_merged(base, adapter, Path(work))
+        model = type(base.model).from_pretrained(work, dtype=torch.float32).eval()  # without hooks of ours
+        write_onnx(model, folder, int(base.anatomy.stacks[0].embed.weight.shape[0]))  # type: ignore[union-attr,arg-type,index]
+        for file in Path(work).iterdir():
+            if file.suffix != ".safetensors":
+                shutil.move(str(file), folder / file.name)
+    notes[0] = f"onnxruntime computes what {type(base.model).__name__} does, from input_ids and attention_mask"
+    return notes
+
+
+def _answers_of_onnx(base: Base, folder: Path) -> list[Tensor]:
+    """Let onnxruntime answer the probes."""
+    from onebase.store.interop.onnx import FILE, answers_of
+
+    batch = probe_batch(base)
+    ids, mask = batch["input_ids"].cpu(), batch["attention_mask"].cpu()
+    return [answers_of(folder / FILE, [(ids, mask)])[0][mask.bool()].float().to(base.device)]
+
+
 def _answers_of_model(base: Base, folder: Path) -> list[Tensor]:
     """Load a written model as any program would, and ask it."""
     from onebase.base import Base as Plain
@@ -224,13 +260,8 @@ def _answers_of(base: Base, adapter: Adapter, folder: Path, head: bool) -> list[
 
 
 def answers(base: Base, name: str | None, head: bool = True) -> list[Tensor]:
-    """Return what the model, and the adapter's head, make of the probes; a base without tokenizer gets made-up ids."""
-    if base.tokenizer is None:
-        ids = torch.arange(4, 4 + 24, device=base.device).reshape(2, 12) % base.anatomy.stacks[0].embed.weight.shape[0]
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    else:
-        rows = encode_texts(base.tokenizer, {**default_task(base), "template": ""}, PROBES, None)
-        batch = collate(rows, pad_id(base.tokenizer), device=base.device)
+    """Return what the model, and the adapter's head, make of the probes."""
+    batch = probe_batch(base)
     inputs: dict[str, Any] = {key: batch[key] for key in ("input_ids", "attention_mask")}
     if base.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"][:, :3]
@@ -245,6 +276,15 @@ def answers(base: Base, name: str | None, head: bool = True) -> list[Tensor]:
         with torch.no_grad():
             found += [value.float() for value in base.outputs(batch, [name] * len(real))]
     return found
+
+
+def probe_batch(base: Base) -> dict[str, Tensor]:
+    """Return the probes as a batch; a base without tokenizer gets made-up ids."""
+    if base.tokenizer is None:
+        ids = torch.arange(4, 4 + 24, device=base.device).reshape(2, 12) % base.anatomy.stacks[0].embed.weight.shape[0]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rows = encode_texts(base.tokenizer, {**default_task(base), "template": ""}, PROBES, None)
+    return collate(rows, pad_id(base.tokenizer), device=base.device)
 
 
 def compare(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from onebase.base import Base
 from onebase.devices import choose_device
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.quantization import quantized_options
 
 EMBEDDED = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_NAMES = (EMBEDDED, "all-MiniLM-L6-v2", "minilm")
@@ -32,6 +33,7 @@ def load_base(
     device: str | None = None,
     dtype: str | None = None,
     attention: str | None = None,
+    quantize: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Base:
@@ -42,6 +44,8 @@ def load_base(
         device: 'cpu', 'cuda', 'cuda:1', 'mps'; a CUDA device where there is one, else the CPU.
         dtype: 'float32', 'bfloat16' or 'float16'; float32 by default on the CPU, the checkpoint's own on a GPU.
         attention: transformers' attention implementation ('eager', 'sdpa', ...); its default otherwise.
+        quantize: keep the weights of linear maps in fewer bits: 'int8' or 'int4' (torchao), 'nf4' (bitsandbytes).
+            See docs/quantized.md.
         revision: of a hub repository.
         trust_remote_code: run code from the repository; never unless asked for.
 
@@ -65,15 +69,19 @@ def load_base(
     if choice not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype = {dtype!r}: expected float32, bfloat16 or float16")
     loader = _loader(config)
+    if quantize is not None:
+        options |= quantized_options(quantize, where, None if choice == "auto" else getattr(torch, choice))
     if attention is not None:
         options["attn_implementation"] = attention
     try:
         model = _from_pretrained(loader, source, choice if choice == "auto" else getattr(torch, choice), options)
-        options.pop("attn_implementation", None)
+        for name in ("attn_implementation", "quantization_config", "device_map"):
+            options.pop(name, None)
         tokenizer = None if _reads_images(config) else AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load {name}: {error}") from error
-    model.to(where)
+    if quantize is None:
+        model.to(where)
     return Base(model, tokenizer, id=shown)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.core.contracts import Delta, KVDelta
+from onebase.core.quantized import kind_of
 from onebase.core.site import Site
 from onebase.errors import OnebaseError, UnsupportedError
 
@@ -80,12 +81,13 @@ def _ordered(base: Base, adapter: Adapter) -> list[tuple[Site, Delta]]:
 
 def _write(site: Site, delta: Delta, originals: dict[int, tuple[nn.Parameter, Tensor]]) -> None:
     """Merge one delta into the module of its site."""
-    own, bias = site.weight(), site.bias()
-    if not isinstance(site.module.weight, nn.Parameter) or not site.module.weight.is_floating_point():
+    weight = site.module.weight
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or kind_of(weight):
         raise UnsupportedError(
-            f"site {site.name}: its weight is quantized ({type(site.module).__name__}), which cannot hold the merged "
-            "values: load the base without quantization to merge"
+            f"site {site.name}: its weight is quantized ({kind_of(weight) or type(site.module).__name__}), which "
+            "cannot hold the merged values: train on the base without quantization to merge"
         )
+    own, bias = site.weight(), site.bias()
     new, new_bias = delta.merged(own.float(), None if bias is None else bias.float())
     if bias is None and new_bias is not None:
         raise UnsupportedError(

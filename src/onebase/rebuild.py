@@ -16,13 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebase.adapter import Adapter, problems
 from onebase.build import build_adapter
+from onebase.compose.kept import rebuilt
+from onebase.compose.recipes import NAME as COMPOSED
 from onebase.errors import CorruptError, OnebaseError
 from onebase.methods.registry import parse_method
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
-    from onebase.store import Stored
+    from onebase.store import Store, Stored
 
 # aten operations that make a tensor of a stated size
 FACTORIES = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "new_empty", "new_zeros", "new_ones"}
@@ -60,7 +62,9 @@ def explained(stored: Stored, what: str) -> Iterator[None]:
         ) from error
 
 
-def rebuild(base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor]) -> Adapter:
+def rebuild(
+    base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor], store: Store | None = None
+) -> Adapter:
     """Build an adapter from its stored settings and put its tensors in.
 
     Args:
@@ -68,6 +72,7 @@ def rebuild(base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor]
         name: of the adapter here.
         stored: where it comes from.
         tensors: verified; the task of its config is, too.
+        store: where the parts of a composition are; the default store otherwise.
 
     Raises:
         CorruptError: settings that cannot be used, or tensors that do not fit them.
@@ -76,9 +81,13 @@ def rebuild(base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor]
     own = sum(p.numel() for p in base.model.parameters()) + sum(t.numel() for t in tensors.values())
     task = dict(stored.config.task)
     with explained(stored, "method or task"):
-        method = parse_method(stored.config.method.model_dump(mode="json"))
         with _Ceiling(own + SLACK):
-            adapter = build_adapter(base, name, method, task, 0, empty=True)
+            if stored.config.method.name == COMPOSED:
+                own_head = any(key.startswith("head.") for key in tensors)
+                adapter = rebuilt(base, name, stored, store or default_store(), own_head)
+            else:
+                method = parse_method(stored.config.method.model_dump(mode="json"))
+                adapter = build_adapter(base, name, method, task, 0, empty=True)
             shapes = {
                 k.removeprefix("base_head."): tuple(t.shape) for k, t in tensors.items() if k.startswith("base_head.")
             }
@@ -95,9 +104,18 @@ def rebuild(base: Base, name: str, stored: Stored, tensors: Mapping[str, Tensor]
         if key in expected and tensor.dtype.is_floating_point != expected[key].dtype.is_floating_point
     ]
     if wrong:
-        raise CorruptError(f"{stored.ref} does not fit {method.name} on this base:\n  - " + "\n  - ".join(wrong))
+        raise CorruptError(
+            f"{stored.ref} does not fit {adapter.method.name} on this base:\n  - " + "\n  - ".join(wrong)
+        )
     adapter.put(tensors)
     return adapter
+
+
+def default_store() -> Store:
+    """Return the store of this user."""
+    from onebase.store import Store
+
+    return Store()
 
 
 def _short(value: object) -> str:

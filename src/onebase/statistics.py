@@ -726,3 +726,75 @@ def paired_seeds(
         test="bootstrap over seeds and examples", difference=difference, low=float(low), high=float(high),
         p_value=min(1.0, 2 * (1 + against) / (draws + 1)), n=len(a[0]), level=level, unit=unit,
     )  # fmt: skip
+
+
+def seeds_interval(
+    runs: Sequence[ArrayLike],
+    statistic: Statistic = mean,
+    *,
+    seed: int = 0,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Bracket the mean score of several runs by drawing runs and examples with replacement, as `paired_seeds` does.
+
+    Args:
+        runs: per run rows (n,) or (n, k), the same examples in all.
+        statistic, seed, draws, level: as in `bootstrap_interval`.
+
+    Returns:
+        (low, high), in the statistic's unit.
+
+    Raises:
+        ConfigError: no run, or rows of different shapes.
+    """
+    import numpy as np
+
+    if not runs:
+        raise ConfigError("got no runs, expected at least one")
+    rows = [_numbers("rows", run) for run in runs]
+    shapes = {run.shape for run in rows}
+    if len(shapes) > 1:
+        raise ConfigError(f"the runs have rows of shapes {sorted(shapes)}, expected the same")
+    _at_least_two(len(rows[0]), "a bootstrap")
+    tails, generator = _tails(level, draws), np.random.default_rng(seed)
+    found = []
+    for drawn in _resamples(len(rows[0]), seed, draws):
+        picks = generator.integers(0, len(rows), len(rows))
+        found.append(sum(_score(statistic, rows[i][drawn]) for i in picks) / len(picks))
+    low, high = np.quantile(found, tails)
+    return float(low), float(high)
+
+
+def calibration(confidence: ArrayLike, correct: Sequence[bool], bins: int = 15) -> tuple[float, list[list[float]]]:
+    """Compare confidence with being right: expected calibration error over bins of equal width.
+
+    ECE = sum over bins of n_b / n * |accuracy_b - confidence_b| (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+
+    Args:
+        confidence: (n,) probability of each answer, 0 to 1.
+        correct: (n,) whether it was right.
+        bins: of equal width; 15 as in the paper.
+
+    Returns:
+        (ECE, per bin that holds answers [mean confidence, accuracy, answers]).
+
+    Raises:
+        ConfigError: lengths differ, a value is no probability, or no bins.
+    """
+    import numpy as np
+
+    sure, right = _numbers("confidence", confidence, 1), _flags("correct", correct)
+    _same_length(confidence=sure, correct=right)
+    if bins < 1:
+        raise ConfigError(f"bins is {bins!r}, expected at least 1")
+    if sure.min() < 0 or sure.max() > 1:
+        raise ConfigError(f"confidence has values from {sure.min()} to {sure.max()}, expected 0 to 1")
+    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)  # bins are (low, high], as in the paper
+    found, error = [], 0.0
+    for number in range(bins):
+        mine = place == number
+        if mine.any():
+            found.append([float(sure[mine].mean()), float(right[mine].mean()), int(mine.sum())])
+            error += mine.sum() / len(sure) * abs(found[-1][1] - found[-1][0])
+    return float(error), found

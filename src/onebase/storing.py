@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onebase.adapter import Adapter
+from onebase.compose.kept import check_kept
+from onebase.compose.recipes import Composition
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
 from onebase.rebuild import explained, rebuild
@@ -88,7 +90,10 @@ def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in base.model.parameters()),
         },
         "tokenizer": {"digest": digest_tokenizer(base.tokenizer)},
-        "provenance": dict(facts.get("provenance") or {}),
+        "provenance": {
+            **(facts.get("provenance") or {}),
+            **({"quantization": base.quantization} if base.quantization else {}),
+        },
         "metrics": dict(facts.get("metrics") or {}),
         "probes": probe(base, adapter),
         "parameters": adapter.count(),
@@ -103,6 +108,8 @@ def save_adapter(base: Base, adapter: Adapter, store: Store | None, as_name: str
     facts["provenance"] = {**imported, **(facts.get("provenance") or {})}
 
     store = store or Store()
+    if isinstance(adapter.method, Composition):
+        check_kept(adapter.method, store)
     stored = _write(base, adapter, store, as_name or adapter.name, **facts)
     folder = Path(str(getattr(base.model.config, "_name_or_path", "") or ""))
     if "/" not in base.id and folder.is_absolute() and folder.is_dir():  # an id with a slash finds itself
@@ -130,6 +137,8 @@ def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
     from onebase.store import Store
 
     folder = Path(folder)
+    if isinstance(adapter.method, Composition):
+        check_kept(adapter.method, Store())  # a folder is loaded with the default store beside it
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +165,7 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     wrong = [*spec_problems(config["task"], base.anatomy.stacks[0].position_limit), *_probe_problems(config["probes"])]
     if wrong:
         raise CorruptError(f"{stored.ref} cannot be used:\n  - " + "\n  - ".join(wrong))
-    adapter = rebuild(base, name, stored, tensors)
+    adapter = rebuild(base, name, stored, tensors, store)
     adapter.ref, adapter.digest, adapter.config = stored.ref, stored.digest, config
     adapter.train(False)
     base._attach(adapter)
@@ -180,6 +189,13 @@ def check_base(base: Base, stored: Stored, verify: bool) -> None:
     for field, own in (("hidden_size", base.anatomy.hidden_size), ("layers", base.anatomy.layers)):
         if getattr(made, field) != own:
             wrong.append(f"{field}: made for {getattr(made, field)}, this base has {own}")
+    then, now = str(stored.config.provenance.get("quantization", "")), base.quantization
+    if not wrong and then != now:
+        wrong.append(
+            f"quantization: made for a base {f'in {then}' if then else 'without any'}, this base is "
+            f"{f'in {now}' if now else 'not quantized'}. Quantized weights are other weights, and an adapter corrects "
+            f"the errors of its own: load_base({made.id!r}, quantize={then or None!r})"
+        )
     if not wrong and made.fingerprint != base.fingerprint():
         wrong.append(
             f"weights: made for {made.id} ({made.fingerprint[:19]}...), this base is {base.fingerprint()[:19]}..."

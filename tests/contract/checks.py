@@ -38,7 +38,7 @@ def disturb(module: nn.Module, seed: int, size: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def refused_at(base: Base, method: Method) -> str | None:
@@ -108,7 +108,7 @@ def inputs(base: Base, ids: Tensor, mask: Tensor | None = None, first: Tensor | 
         call["decoder_input_ids"] = ids[:, :DECODED] if first is None else first
     if base.anatomy.stacks[-1].causal:
         call["use_cache"] = False
-    return call
+    return {key: v.to(base.device) if isinstance(v, Tensor) else v for key, v in call.items()}
 
 
 def values(output: Any) -> Tensor:
@@ -168,7 +168,8 @@ def orders(count: int, seed: int = 1) -> dict[str, list[int]]:
 
 def weights_like(out: Tensor, number: int) -> Tensor:
     """Return fixed weights that make a scalar loss of one row's values."""
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1000 + number)) / out.numel() ** 0.5
+    drawn = torch.randn(out.shape, generator=torch.Generator().manual_seed(1000 + number))
+    return drawn.to(out.device) / out.numel() ** 0.5
 
 
 def gradients(base: Base, loss: Tensor, names: Iterable[str]) -> dict[str, list[Tensor]]:

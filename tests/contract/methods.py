@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"preset": "pfeiffer", "leave_out": [0], "norms": True, "activation": "tanh"},
         {"preset": "pfeiffer", "size": 3, "reads": "sum"},
     ),
+    "dense": ({}, {"sites": "paper", "bias": True}),
     "dora": ({}, {"rank": 2, "sites": "paper", "ranks": {"q": 3}, "rslora": True}),
     "hira": ({"rank": 2, "scale": 8.0}, {"rank": 3, "scale": 8.0, "sites": ["q", "v", "down"]}),
     "ia3": ({}, {"sites": ["hidden", "q", "up"]}),

@@ -9,6 +9,7 @@ from families import CASES, WRITERS, listed, make
 from methods import every
 
 from onebase.base import Base
+from onebase.core.draw import Draw
 from onebase.errors import UnsupportedError
 from onebase.extend import Method
 from onebase.methods import parse_method
@@ -31,7 +32,7 @@ def one_step(base: Base, rows: checks.Rows, side: str, own: bool) -> tuple[list,
     torch.manual_seed(11)
     for number, name in enumerate(names):
         routed = base.adapters[name].routed
-        routed.generator = torch.Generator().manual_seed(number) if own else None
+        routed.draw = Draw(number, 0) if own else None
         base.adapters[name].train(True)
     runs = []
     site = next(s for s in base.anatomy.sites.values() if s.kind == "linear")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from onebase.anatomy.families import FAMILIES
 from onebase.anatomy.rows import Family, Part, Projection, StackRow, SubLayer, Untapped
 from onebase.core.site import NormInfo, Ref, Site, SiteKind, Stack
+from onebase.core.trunk import has_trunk
 from onebase.errors import UnsupportedError
 
 
@@ -87,7 +88,10 @@ def dissect(model: Any) -> Anatomy:
             if core is not None:
                 kv_modules.append((core, site))
     if source == "row":  # what discovery found may mix tokens where nobody looked
-        stacks = [replace(stack, packs=_packs(stack, config, sites.values())) for stack in stacks]
+        stacks = [
+            replace(s, packs=_packs(s, config, sites.values()), trunk=s.patches is None and has_trunk(s.layers))
+            for s in stacks
+        ]
     hidden = stacks[0].hidden
     return Anatomy(config.model_type, tuple(stacks), sites, tuple(kv_modules), family.pooling, hidden, source)
 

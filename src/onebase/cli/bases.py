@@ -48,13 +48,13 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def open_base(name: str, device: str | None, dtype: str | None, out: Output) -> Base:
+def open_base(name: str, device: str | None, dtype: str | None, out: Output, quantize: str | None = None) -> Base:
     """Load a base and say so."""
     from onebase.loading import load_base
 
     quiet()
-    out.note(f"loading base {name}")
-    return load_base(name, device=device, dtype=dtype)
+    out.note(f"loading base {name}" + (f" in {quantize}" if quantize else ""))
+    return load_base(name, device=device, dtype=dtype, quantize=quantize)
 
 
 def open_adapters(
@@ -101,9 +101,11 @@ def _open_shared(
         )
         raise UsageError(f"adapters of one call share one base, but these do not: {shown}. Make one call for each.")
     wanted = stored[0].config.base.id
+    quantize = stored[0].config.provenance.get("quantization")  # the base is loaded as the adapter was trained on it
     known = base_folder(Store().root, stored[0].config.base.fingerprint)
     try:
-        return open_base(base_name or (str(known) if known else _same_folder(wanted)) or wanted, device, dtype, out)
+        name = base_name or (str(known) if known else _same_folder(wanted)) or wanted
+        return open_base(name, device, dtype, out, quantize)
     except ConfigError as error:
         if base_name is not None:
             raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,8 @@ def compare(
     data: Annotated[str, typer.Option("--data", "-d", metavar="PATH", help="A file, or a folder of splits.")],
     base: o.BaseName = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--methods", "-m", metavar="NAME", help="Repeatable. Default: the usual ones.")
+        list[str] | None,
+        typer.Option("--methods", "-m", metavar="NAME", help="Repeatable. Default: full fine-tuning and every method."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 2h.")] = "15m",
@@ -38,7 +41,7 @@ def compare(
     """Compare methods on data: equal tries, equal rows, seeds, the test rows once, and a recommendation."""
     from onebase.cli.bases import open_base
     from onebase.comparison.advice import Limits
-    from onebase.comparison.running import METHODS, document
+    from onebase.comparison.running import document
     from onebase.comparison.running import compare as run
 
     out = Output(as_json)
@@ -46,8 +49,9 @@ def compare(
                     must_merge=must_merge, tasks=tasks)  # fmt: skip
     seconds = duration(budget)
     with open_base(base or o.default_base(), device, dtype, out) as opened:
-        found = run(opened, data, folder=folder, methods=methods or METHODS, seeds=seeds, budget=seconds,
-                    limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit)  # fmt: skip
+        found = run(opened, data, folder=folder, methods=methods, seeds=seeds, budget=seconds,
+                    limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
+                    command=shlex.join(["onebase", *sys.argv[1:]]))  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(document(found), indent=1), encoding="utf-8")
     if as_json:
         out.document(document(found))

@@ -26,6 +26,9 @@ def import_(
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Labels in order, where the file has none. Repeatable.")
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the LoRA to make of a method that has no form here.")
+    ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     as_json: o.AsJson = False,
@@ -39,7 +42,7 @@ def import_(
     called = name or Path(source).name
     Store().check(called)
     loaded = open_base(base or o.default_base(), device, dtype, out)
-    adapter = loaded.import_adapter(source, name=called, labels=o.listed(label))
+    adapter = loaded.import_adapter(source, name=called, labels=o.listed(label), rank=rank)
     stored = loaded.save(called)
     notes = adapter.config["provenance"].get("notes", [])
     if as_json:
@@ -55,7 +58,7 @@ def import_(
 def export(
     name: NAME,
     out: OUT,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="peft, vllm, adapterhub or merged.")] = "peft",
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="peft, vllm, adapterhub, merged or onnx.")] = "peft",
     head: Annotated[bool, typer.Option("--head/--no-head", help="Write the task head too.")] = True,
     base: o.AdapterBase = None,
     device: o.Device = None,

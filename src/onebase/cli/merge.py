@@ -30,6 +30,7 @@ TEXTS = (
     "pooling",
     "device",
     "dtype",
+    "quantize",
     "init_from",
     "group",
 )
@@ -49,12 +50,14 @@ class Chosen:
         settings: training settings by name, as far as given.
         method: the method with all its settings.
         replaced: what a stronger source replaced as a whole, one sentence each.
+        named: whether a source named the method, or a setting of it.
     """
 
     options: dict[str, Any]
     settings: dict[str, Any]
     method: Method
     replaced: list[str] = field(default_factory=list)
+    named: bool = True
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an option, or the default where it was not given."""
@@ -133,7 +136,8 @@ def choose(
             else:
                 kept[name] = _checked(source.title, key, value)
     method, replaced = _merge_method(sources, default_method)
-    return Chosen(options, settings, method, replaced)
+    named = any(source.method or source.method_settings for source in sources)
+    return Chosen(options, settings, method, replaced, named)
 
 
 def _from_line(line: Mapping[str, Any]) -> _Source:

@@ -48,8 +48,7 @@ def show(found: Plan, out: Output) -> None:
         ("base", f"{found.base}: {found.values / 1e6:,.1f} M parameters, {found.layers} layers, width {found.width}"),
         ("training", f"{found.batch} rows of {found.length} tokens a step, on this machine"),
         ("disk", f"{found.tasks} task{'s' if found.tasks > 1 else ''}: one base and a file each, or a model each"),
-        # 563 MB against 347 MB: LoRA on the embedded base, 64 tokens a row
-        ("memory", "of tensors alone; a training process was measured to take 1.6 times as much"),
+        ("memory", "of a training process beyond its imports, scoring included"),
     ]
     for line in aligned(facts):
         out.line(line)

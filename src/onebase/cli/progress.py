@@ -39,6 +39,10 @@ class PlainProgress(Reporter):
         """Print the scores of an epoch."""
         self.note(epoch_line(entry, self.epochs))
 
+    def job_epoch(self, job: str, epochs: int, entry: dict[str, float]) -> None:
+        """Print the scores of an epoch of one of several jobs."""
+        self.note(f"{job}: {epoch_line(entry, epochs)}")
+
     def note(self, text: str) -> None:
         """Print a line."""
         self.last = time.monotonic()
@@ -82,6 +86,10 @@ class LiveProgress(Reporter):
         name = _metric_of(entry)
         self.metric = f"  {name} {entry[name]:.3f}" if name else ""
         self.note(epoch_line(entry, self.epochs))
+
+    def job_epoch(self, job: str, epochs: int, entry: dict[str, float]) -> None:
+        """Print the scores of an epoch of one of several jobs above the bar."""
+        self.note(f"{job}: {epoch_line(entry, epochs)}")
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""

@@ -23,12 +23,15 @@ Refs = Annotated[list[str], typer.Argument(metavar="REF...", autocompletion=o.st
 def ls(as_json: o.AsJson = False, debug: o.Debug = False) -> None:
     """List the stored adapters, with the base's score beside each adapter's."""
     from onebase.store import Store
+    from onebase.store.remote import RemoteStore
 
     out, store = Output(as_json), Store()
     stored, damaged = readable(store)
     rows = [{**summary(adapter), "aliases": _aliases(store, adapter)} for adapter in stored]
     for text in damaged:
         out.note(f"warning: {text}")
+    if isinstance(store, RemoteStore):
+        out.note(f"store {store.url}: {store.writers}")
     if as_json:
         out.document({"store": store.root, "adapters": rows, "damaged": damaged})
         return
@@ -132,6 +135,7 @@ def show(
     """Show everything stored about an adapter, and verify its files."""
     from onebase.errors import CorruptError
     from onebase.store import Store
+    from onebase.store.signing import SIGNATURE_FILE, read_signature
 
     out = Output(as_json)
     stored = Store().resolve(ref)
@@ -151,6 +155,9 @@ def show(
         origin = unverified(stored.config)
         if origin:
             out.line(f"origin      unverified: imported from a {origin} file, which had no digest and no probes")
+        if (stored.path / SIGNATURE_FILE).exists() and not problem:
+            signature = read_signature(stored.path, stored.digest)
+            out.line(f"signed by   {signature.key if signature else ''}")
         out.line("files       " + ("damaged" if problem else "verified: every file and tensor is as it was stored"))
     if problem:
         out.note(f"error: {problem}")

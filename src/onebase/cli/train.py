@@ -9,20 +9,23 @@ import typer
 
 from onebase.cli import options as o
 from onebase.cli.failures import UsageError
+from onebase.cli.many import Asked, train_jobs
 from onebase.cli.output import Output
 
 if TYPE_CHECKING:
     from onebase.cli.merge import Chosen
     from onebase.data import Data
 
-NAME_LENGTH = 64
-NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes")
+NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "jobs", "grid", "seeds")
+MANY = "Many jobs in one pass"
 
 
 def train(
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="PATH", help="A .csv, .tsv, .jsonl, .txt, or folder of splits."),
+        typer.Option(
+            "--data", "-d", metavar="PATH", help="A .csv, .tsv, .jsonl, .txt, a folder of splits, or of data sets."
+        ),
     ] = None,
     base: o.BaseName = None,
     method: Annotated[
@@ -80,6 +83,9 @@ def train(
     ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="HOW", help="Keep the base's linear maps in int8, int4 or nf4.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML, JSON or TOML with the long options as keys.")
     ] = None,
@@ -96,6 +102,14 @@ def train(
             "--init-from", metavar="REF", autocompletion=o.stored_names, help="A stored adapter to start from."
         ),
     ] = None,
+    jobs: Annotated[
+        Path | None, typer.Option(metavar="FILE", rich_help_panel=MANY, help="YAML, JSON or TOML with a list of jobs.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", rich_help_panel=MANY, help="Each value: lr=1e-4,5e-4. Repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=MANY, help="Runs of each setting.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained; train and store nothing.")
     ] = False,
@@ -106,6 +120,7 @@ def train(
 ) -> None:
     """Train an adapter and store it as NAME@VERSION, with the base's own score beside it.
 
+    A folder of data sets, --jobs, --grid or --seeds train many adapters in one pass.
     The command line goes before --set, --set before --config, --config before the defaults of the method.
     """
     given = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
@@ -118,28 +133,41 @@ def train(
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
     out = Output(as_json)
     from onebase.cli.merge import choose
+    from onebase.comparison.defaults import METHOD
 
+    asked = Asked(jobs, tuple(grid or ()), seeds)
+    if asked.many(data):
+        chosen = choose(given, sets or [], config, "lora", _method_of(init_from))
+        train_jobs(asked, chosen, method is not None, out)
+        return
     below = _interrupted(name, out) if resume else _method_of(init_from)
-    chosen = choose(given, sets or [], config, "lora", below)
+    chosen = choose(given, sets or [], config, METHOD, below)
     for sentence in chosen.replaced:
         out.note(sentence)
     stored_as = _checked_name(chosen)
     found = _load(chosen, out)
+    why = ""
+    if not chosen.named:
+        from onebase.comparison.defaults import default_method
+
+        why = default_method(found.kind, len(found.train))[1]
+        out.note(f"method {why}")
     if chosen.get("dry_run"):
         from onebase.cli.dry_run import show_plan
 
         show_plan(chosen, found, stored_as, out)
         return
-    _train(chosen, found, stored_as, out)
+    _train(chosen, found, stored_as, out, why)
 
 
-def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
+def _train(chosen: Chosen, data: Data, name: str, out: Output, why: str = "") -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
     from onebase.cli.result import show_run
     from onebase.training import train as train_adapter
 
-    base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
+    where = chosen.get("device"), chosen.get("dtype")
+    base = open_base(chosen.get("base", o.default_base()), *where, out, chosen.get("quantize"))
     saved = not chosen.get("no_save", False)
     out.note(f"training {chosen.method.shorthand()} on {base.id}" + (f", to be stored as {name}" if saved else ""))
     report = reporter()
@@ -165,16 +193,43 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
     finally:
         report.end()
     show_run(run, data, base, out)
+    if run.ref:
+        _report(run, base, data, why, out)
+
+
+def _report(run: Any, base: Any, data: Data, why: str, out: Output) -> None:
+    """Write the record of a stored run, and its report where the extra is installed."""
+    import json
+    import shlex
+    import sys
+
+    from onebase.cli.report import report_folder
+    from onebase.comparison.report import run_record, write_report
+    from onebase.errors import ConfigError
+
+    record = run_record(run, base, data.source, shlex.join(["onebase", *sys.argv[1:]]), why)
+    folder = report_folder(run.ref)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        out.note(f"report {write_report(record, folder)}")
+    except ConfigError as error:  # the extra is not installed: everything else is done
+        out.note(str(error))
 
 
 def _interrupted(name: str | None, out: Output) -> tuple[str, dict[str, Any]]:
     """Return how the run to go on with was called: the one of this name, or the latest."""
     from onebase.store import Store
     from onebase.training.checkpoint import interrupted, place, read
+    from onebase.training.passes import interrupted_passes
 
     root = Store().root
     found = interrupted(root) if name is None else [p for p in [place(root, name)] if p.exists()]
     if not found and name is None:
+        if interrupted_passes(root):
+            raise UsageError(
+                "--resume: several jobs were interrupted: give the command that trained them, and --resume"
+            )
         raise UsageError("--resume: no interrupted run is there")
     if not found:
         return "the defaults", {}  # it was stopped before its first checkpoint: it starts over
@@ -230,12 +285,6 @@ def _checked_name(chosen: Chosen) -> str:
 
 def name_of(data: str) -> str:
     """Make a valid adapter name of a data path: ``My reviews.csv`` gives ``My-reviews``."""
-    import re
+    from onebase.store.names import name_of_path
 
-    from onebase.store.names import WINDOWS_RESERVED
-
-    path = Path(data).expanduser().resolve()
-    stem = path.name if path.is_dir() else path.stem
-    name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", stem).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
-    name = name or "adapter"
-    return f"my-{name}"[:NAME_LENGTH] if name.split(".")[0].lower() in WINDOWS_RESERVED else name
+    return name_of_path(data)

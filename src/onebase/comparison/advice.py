@@ -26,14 +26,24 @@ class Result:
         metric: its name.
         parameters, share: trained values, and their share of the base's.
         bytes: of one file.
-        seconds: training time of one run.
-        latency: seconds of one text; throughput: texts a second, 32 at once.
+        seconds: training time of one run by itself, scoring not counted.
+        latency: seconds of one text; throughput: texts a second, 32 at once; attached.
+        merged_latency, merged_throughput: written into the base's weights; None where that cannot be.
         slowdown: latency over that of the plain base.
+        memory: bytes of tensors at the highest point of training, None where not measured.
         mergeable: can become weights of the base; then it costs no time.
-        forgetting: how far the base moved on neutral text with the adapter on, None where not measured.
+        forgetting: change of the base on neutral text with the adapter on, mean over seeds, None where not measured.
+        forgetting_measure: 'loss' (nats per token) or 'distance' (1 - cosine of states), see `comparison.forgetting`.
         versus: other method -> (difference to it, p-value), paired on the same rows.
+        p_best, p_full: p-values against the highest mean and against full fine-tuning, Holm over the methods.
         lr: the learning rate chosen on validation.
-        curves: by seed, the epochs.
+        seeds: of the runs; curves: by seed, the epochs.
+        metrics: every metric of the first seed.
+        confusion: rows actual, columns predicted, summed over seeds; () where answers are no single labels.
+        ece: expected calibration error over all seeds; calibration: per bin (confidence, accuracy, answers).
+        fixed, broken: rows that the base's own head got wrong and the first seed right, and the other way round;
+            examples: a few of each.
+        partial: the budget or an interrupt ended a run before its last epoch.
     """
 
     method: str
@@ -51,10 +61,25 @@ class Result:
     throughput: float = 0.0
     slowdown: float = 1.0
     mergeable: bool = False
+    merged_latency: float | None = None
+    merged_throughput: float | None = None
+    memory: int | None = None
     forgetting: float | None = None
+    forgetting_measure: str = ""
     versus: dict[str, tuple[float, float]] = field(default_factory=dict)
     lr: float | None = None
     curves: tuple[Any, ...] = ()
+    p_best: float | None = None
+    p_full: float | None = None
+    seeds: tuple[int, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    confusion: tuple[Any, ...] = ()
+    ece: float | None = None
+    calibration: tuple[Any, ...] = ()
+    fixed: int = 0
+    broken: int = 0
+    examples: dict[str, Any] = field(default_factory=dict)
+    partial: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +196,7 @@ def _reasons(
     full = next((r for r in results if r.method == FULL), None)
     if full is not None and chosen.method != FULL and FULL in chosen.versus:
         difference, p = chosen.versus[FULL]
+        p = chosen.p_full if chosen.p_full is not None else p  # over all methods that are compared with it
         word = "within the noise" if p >= ALPHA else f"p = {p:.4f}"
         said.append(f"Against full fine-tuning: {difference:+.4f} ({word}).")
     if chosen.method == HEAD:

@@ -24,6 +24,7 @@ from onebase.adapter import Adapter
 from onebase.base import Base
 from onebase.build import default_task, make_init
 from onebase.core.contracts import AdapterModule
+from onebase.core.draw import Draw
 from onebase.devices import CPU_ROWS, PACKED_TOKENS, has_bf16, measures_attention
 from onebase.errors import OnebaseError
 from onebase.heads import LinearHead, pool
@@ -191,7 +192,7 @@ def _trainable(base: Base, method: Method | None, outputs: int) -> Iterator[tupl
         return
     adapter = base._attach(Adapter("measured", method, make(base, method), default_task(base)))
     adapter.train()
-    adapter.routed.generator = torch.Generator().manual_seed(0)
+    adapter.routed.draw = Draw(0, 0)
     try:
         yield adapter.name, [*adapter.module.parameters(), *more], head
     finally:

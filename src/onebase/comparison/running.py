@@ -1,8 +1,8 @@
-"""`compare`: every method on the same rows under one budget: search on validation, seeds, then the test rows once."""
+"""`compare`: every method on the same rows under one budget: halving on validation, seeds, then the test rows once."""
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,49 +12,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onebase.comparison.advice import FULL, HEAD, Advice, Limits, Result, recommend
+from onebase.comparison.forgetting import forgetting, reference
+from onebase.comparison.measuring import alone, answers, speeds
+from onebase.comparison.planning import default_methods
+from onebase.comparison.records import Book
+from onebase.comparison.results import summarize
+from onebase.comparison.together import Candidate, Deadline, OutOfTime, rank, trained_together
 from onebase.data import Data, load
 from onebase.data.rows import digest_of
-from onebase.errors import ConfigError, OnebaseError, UnsupportedError
-from onebase.examples import encode_rows, forward
+from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.registry import parse_method
-from onebase.statistics import paired_seeds
-from onebase.tasks.metrics import metric_of
-from onebase.training import Failed, Job, Run, train_many
 from onebase.training.full import RATES, trained_whole
-from onebase.training.loop import Reporter
+from onebase.training.prepare import Prepared
 from onebase.training.settings import settings_for
 
 if TYPE_CHECKING:
     from onebase.base import Base
 
-METHODS = (
-    FULL, "bottleneck", "bottleneck(preset='pfeiffer')", "bottleneck(preset='parallel')", "lora", "dora", "prefix",
-    "prompt", "ia3", "bitfit", "layernorm",
-)  # fmt: skip
-FACTORS = (1.0, 0.3, 3.0)  # of a method's default rate: as many tries for each method; the default comes first
+# Rates that are tried, over a method's default one: as many for each method. Of Devlin et al.'s 5e-5 for full
+# fine-tuning (arXiv 1810.04805) they make 1.25e-5 to 1e-4.
+FACTORS = (0.25, 0.5, 1.0, 2.0)
+RUNGS = ((4, 256), (2, 512))  # (rates of each method, training rows): half the rates, twice the rows
+HELD = 256  # validation rows of the search
 SEARCH = 0.4  # share of the budget in which rates are searched; the rest is for the seeds
-SEARCH_ROWS = 256  # training rows of a search trial
-ROUNDS = 5  # of every timing, of which the median counts
-
-
-class OutOfTime(OnebaseError):
-    """The budget is used up."""
-
-
-class Deadline(Reporter):
-    """Stops training when the budget is over.
-
-    Args:
-        ends: time.monotonic() at which it is.
-    """
-
-    def __init__(self, ends: float):
-        self.ends = ends
-
-    def step(self, step: int, loss: float, rows_per_second: float, seconds_left: float) -> None:
-        """Raise OutOfTime when the time is up."""
-        if time.monotonic() > self.ends:
-            raise OutOfTime("the budget is used up")
+SCORING = 0.4  # time of a scored row over that of a trained one: no backward pass
+LEAST = 256  # training rows below which seeds are left out instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +49,12 @@ class Comparison:
         advice: the recommendation.
         cut: what the budget or an interrupt left out, as sentences.
         folder: where the records are.
+        base_bytes: of the base, which all adapters share.
+        tasks: how many tasks were asked about.
+        labels: of the data.
+        settings, versions, machine: how, with what, where it ran.
+        search: the rates that were tried: method, lr, rows, validation.
+        command: the exact command, '' from Python.
     """
 
     base: str
@@ -77,65 +65,95 @@ class Comparison:
     advice: Advice
     cut: tuple[str, ...]
     folder: Path
+    base_bytes: int = 0
+    tasks: int = 1
+    labels: tuple[str, ...] = ()
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    search: tuple[dict[str, Any], ...] = ()
+    command: str = ""
 
 
 def compare(
-    base: Base, data: Any, *, folder: str | Path, methods: Sequence[str] = METHODS, seeds: int = 3,
+    base: Base, data: Any, *, folder: str | Path, methods: Sequence[str] | None = None, seeds: int = 3,
     budget: float = 900.0, limits: Limits | None = None, resume: bool = False, say: Any = lambda text: None,
-    epochs: int = 5, limit: int | None = None,
+    epochs: int = 5, limit: int | None = None, command: str = "",
 ) -> Comparison:  # fmt: skip
     """Compare methods on one data set under equal budgets.
 
-    Every method tries as many learning rates on as many rows, the best one on validation is trained with every seed,
-    and each of these runs scores the test rows once. Every finished run is a line of `records.jsonl` in the folder.
+    Learning rates are found by successive halving on validation, all adapters in one pass: every method tries four
+    rates on 256 rows, the better two on 512. The best one is trained with every seed, all methods of a seed in one pass,
+    and each of these runs scores the test rows once. Epochs, and then rows, are as many as fit into the budget, the
+    same for all. Every finished run is a line of `records.jsonl` in the folder.
 
     Args:
         base: the base; nothing of it changes.
         data: what `load_data` takes.
         folder: where records go.
-        methods: shorthands; "full" is full fine-tuning. The base's own head is always among the results.
+        methods: shorthands; "full" is full fine-tuning. By default full fine-tuning and every registered method that
+            the base carries. The base's own head is always among the results.
         seeds: runs of each method.
         budget: seconds in all; what does not fit is left out and said.
         limits: what the recommended method may cost.
-        resume: go on with the records that are there.
+        resume: go on with the records that are there; those of the same data, base and settings count.
         say: receives sentences.
         epochs: passes over the training rows, at most; every method stops early by the same rule.
         limit: most rows of each split.
+        command: what the user typed, for the report.
 
     Raises:
         ConfigError: the folder has records and `resume` is not given, or nothing was finished.
     """
     if base.adapters:
         raise ConfigError(f"compare needs a base without adapters: remove {', '.join(base.adapters)}")
+    began = time.monotonic()
     found = data if isinstance(data, Data) else load(data, limit=limit)
-    methods, refused = _carried(base, methods)
-    book = _Book(Path(folder), resume, {"data": found.digest, "base": base.id, "epochs": epochs})
-    work = _Work(base, found, book, time.monotonic(), budget, epochs, say)
+    wanted = list(methods) if methods else [FULL, *(m.shorthand() for m in default_methods())]
+    kept, refused = carried(base, wanted)
+    identity = {
+        "data": found.digest, "base": base.id, "fingerprint": base.fingerprint(), "epochs": epochs,
+        "factors": list(FACTORS), "rungs": [list(r) for r in RUNGS],
+        "dtype": str(next(base.model.parameters()).dtype),
+    }  # fmt: skip
+    work = _Work(base, found, Book(Path(folder), resume, identity), began, budget, epochs, say)
     work.cut += refused
     try:
-        work.search_all(methods)
-        for seed in range(seeds):
-            work.finals(methods, seed)
+        work.search(kept)
+        work.finals(kept, seeds)
     except OutOfTime:
         work.cut.append(f"the budget of {budget:.0f} s ended before everything was trained")
     except KeyboardInterrupt:
         work.cut.append("interrupted: what was finished is below; --resume goes on")
-    results = summarize(book.records, found.kind)
+    results = summarize(work.book.records, work.rows())
     if not results:
         raise ConfigError(
             f"budget = {budget:.0f} s: no method finished a run; give more time, or fewer rows or methods"
         )
-    advice = recommend(results, limits)
     return Comparison(
         base=base.id, data=found.source, kind=found.kind, metric=results[0].metric, results=tuple(results),
-        advice=advice, cut=tuple(work.cut), folder=book.folder,
+        advice=recommend(results, limits), cut=tuple(work.cut), folder=work.book.folder,
+        base_bytes=sum(p.numel() * p.element_size() for p in base.model.parameters()),
+        tasks=limits.tasks if limits else 1, labels=found.labels,
+        settings={"seeds": seeds, "budget": budget, "methods": kept, "split": work.split, **identity, **work.plan()},
+        versions=versions(), machine={"threads": torch.get_num_threads(), "cores": os.cpu_count(),
+                                      "device": str(base.device)},
+        search=tuple(work.book.find("search")), command=command,
     )  # fmt: skip
 
 
-def _carried(base: Base, methods: Sequence[str]) -> tuple[list[str], list[str]]:
+def versions() -> dict[str, str]:
+    """Return versions of what computes."""
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "onebase")}}
+
+
+def carried(base: Base, methods: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the methods that the base can carry, and a sentence for each of the others."""
     kept, refused = [], []
-    for method in dict.fromkeys(methods):
+    for method in dict.fromkeys(m if m == FULL else parse_method(m).shorthand() for m in methods):
         try:
             if method != FULL:
                 base.add("candidate", parse_method(method))
@@ -146,204 +164,236 @@ def _carried(base: Base, methods: Sequence[str]) -> tuple[list[str], list[str]]:
     return kept, refused
 
 
-class _Book:
-    """The records of a comparison, a line each, written as they come.
-
-    Args:
-        folder: where.
-        resume: whether records may be there.
-        identity: what must be the same for them to count.
-    """
-
-    def __init__(self, folder: Path, resume: bool, identity: dict[str, Any]):
-        self.folder, self.path = folder, folder / "records.jsonl"
-        self.records: list[dict[str, Any]] = []
-        if self.path.exists():
-            if not resume:
-                raise ConfigError(f"{self.path} is there already: pass --resume to go on, or another folder")
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut
-            self.records = [json.loads(line) for line in whole]
-            known = self.records[0]["identity"] if self.records else identity
-            if known != identity:
-                raise ConfigError(f"{self.path} was made with {known}, not {identity}: use another folder")
-            self.path.write_text("".join(whole), encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not self.records:
-            self.add({"stage": "start", "identity": identity})
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Write a record."""
-        self.records.append(record)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-    def has(self, **facts: Any) -> bool:
-        """Whether a record with these facts is there."""
-        return any(all(r.get(k) == v for k, v in facts.items()) for r in self.records)
-
-
 class _Work:
-    def __init__(self, base: Base, data: Data, book: _Book, began: float, budget: float, epochs: int, say: Any):
+    def __init__(self, base: Base, data: Data, book: Book, began: float, budget: float, epochs: int, say: Any):
         self.base, self.data, self.book, self.say, self.epochs = base, data, book, say, epochs
         self.searching, self.ends = began + SEARCH * budget, began + budget
+        self.split = "test" if len(data.test) else "validation"
         self.cut: list[str] = []
-        rows = data.train.select(range(min(SEARCH_ROWS, len(data.train))))
-        splits = {"train": rows, "validation": data.validation, "test": data.test.select([])}
-        self.small = replace(data, **splits, digest=digest_of(data.kind, splits))
+        self.before = reference(base)
 
-    def search_all(self, methods: Sequence[str]) -> None:
-        """Search rates for as long as the search may take; what it began and did not end counts for no method."""
+    def rows(self) -> dict[str, Any]:
+        """Return what was scored: labels, gold label numbers and texts, where rows have one label each."""
+        if self.data.kind != "classification":
+            return {}
+        scored = getattr(self.data, self.split)
+        number = {label: i for i, label in enumerate(self.data.labels)}
+        pairs = scored.text_pair
+        texts = [t if pairs is None else f"{t} / {pairs[i]}" for i, t in enumerate(scored.text)]
+        return {"labels": list(self.data.labels), "gold": [number[x] for x in scored.label or ()], "texts": texts}
+
+    # -- learning rates --------------------------------------------------------------------------------------------
+
+    def search(self, methods: Sequence[str]) -> None:
+        """Halve the rates of every method; a rung counts only if every method ended it."""
+        alive = {method: list(FACTORS) for method in methods}
         try:
-            for factor in FACTORS:
-                self.search(methods, factor)
+            for keep, rows in RUNGS:
+                alive = {m: factors[:keep] for m, factors in alive.items()}
+                self._rung(alive, rows)
+                alive = {m: self._ranked(m, factors, rows) for m, factors in alive.items()}
         except OutOfTime:
-            self.cut.append("the search of learning rates ran out of time: only rates that every method tried count")
+            self.cut.append("the search of learning rates ran out of time: only what every method tried counts")
 
-    def search(self, methods: Sequence[str], factor: float) -> None:
-        """Try one rate of every method; all or none, so that every method has as many tries."""
-        todo = [m for m in methods if not self.book.has(stage="search", method=m, factor=factor)]
-        if factor != 1.0 and todo:
-            spent = sum(r["seconds"] for r in self.book.records if r.get("stage") == "search" and r["factor"] == 1.0)
-            if time.monotonic() + spent > self.searching:
-                self.cut.append(f"no method tried {factor:g} times its default learning rate: no time")
-                return
-        for method, run, seconds in self._runs(todo, self.small, factor, 0, 1, self.searching):
-            value = None if run is None else max(self._rank(e, run.metric) for e in run.history.epochs)
-            lr = _rate(method, factor, self.base)
-            self.book.add({"stage": "search", "method": method, "factor": factor, "lr": lr, "validation": value,
-                           "seconds": seconds})  # fmt: skip
-            self.say(f"search {method} lr={lr:g}: {'failed' if value is None else f'{value:.4f}'} ({seconds:.0f} s)")
-
-    def _rank(self, entry: dict[str, float], metric: str) -> float:
-        return entry[metric] if metric_of(metric).higher else -entry[metric]
-
-    def finals(self, methods: Sequence[str], seed: int) -> None:
-        """Train every method with one seed and the rate that was best on validation."""
-        tried = [r for r in self.book.records if r.get("stage") == "search" and r["validation"] is not None]
-        every = {r["factor"] for r in tried if all(self.book.has(stage="search", method=m, factor=r["factor"])
-                                                   for m in methods)}  # fmt: skip
-        for method in sorted(methods, key=lambda m: m == FULL):  # the slowest last
-            mine = [r for r in tried if r["method"] == method and r["factor"] in every]
-            if self.book.has(stage="final", method=method, seed=seed):
-                continue
-            before = [r["seconds"] for r in self.book.records if r.get("stage") == "final" and r["method"] == method]
-            if before and time.monotonic() + max(before) > self.ends:
-                self.cut.append(f"{method} has no seed {seed}: no time")
-                continue
-            default = {"factor": 1.0, "lr": _rate(method, 1.0, self.base), "validation": 0.0}
-            best = max(mine or [default], key=lambda r: r["validation"])
-            for _, run, seconds in self._runs([method], self.data, best["factor"], seed, self.epochs, self.ends):
-                if run is not None:
-                    self._record(method, run, seed, best["lr"], seconds)
-
-    def _runs(self, methods: Sequence[str], data: Data, factor: float, seed: int, epochs: int, ends: float) -> Any:
-        """Train methods, adapters of a search in one pass, and yield (method, run or None, seconds)."""
-        deadline = Deadline(ends)
-        if time.monotonic() > ends:
-            raise OutOfTime("the budget is used up")
-        adapters = [m for m in methods if m != FULL]
-        began = time.monotonic()
+    def _rung(self, alive: dict[str, list[float]], rows: int) -> None:
+        todo = [(m, f) for m, factors in alive.items() for f in factors
+                if not self.book.has("search", method=m, factor=f, rows=rows)]  # fmt: skip
+        small = self._part(rows)
+        adapters = [(m, f) for m, f in todo if m != FULL]
         if adapters:
-            jobs = [Job(data, m, None, lr=_rate(m, factor, self.base), seed=seed, epochs=epochs) for m in adapters]
-            runs = train_many(self.base, jobs, report=deadline)
-            seconds = (time.monotonic() - began) / len(adapters)
-            for method, run in zip(adapters, runs):
-                try:
-                    yield method, None if isinstance(run, Failed) else run, seconds
-                finally:
-                    if isinstance(run, Run):
-                        self.base.remove(run.name)
-        if FULL in methods:
-            began = time.monotonic()
-            with trained_whole(
-                self.base, data, report=deadline, lr=_rate(FULL, factor, self.base), seed=seed, epochs=epochs
-            ) as run:
-                yield FULL, run, time.monotonic() - began
+            candidates = [Candidate(method=m, lr=rate(m, f, self.base)) for m, f in adapters]
+            report = Deadline(self.searching, hopeless=True)
+            try:
+                with trained_together(self.base, small, candidates, 1, report, score_start=False) as found:
+                    if found.stopped is not None:
+                        raise found.stopped
+                    for (m, f), run in zip(adapters, found.runs):
+                        self._tried(m, f, rows, run and run.state.history, run and run.own.metric,
+                                    found.seconds / len(todo))  # fmt: skip
+            except OutOfTime:
+                if report.per_row is not None:  # the runs of the seeds are still fitted into what is left
+                    self.book.add({"stage": "speed", "per_row": report.per_row})
+                raise
+        for m, f in todo:
+            if m == FULL:
+                began, report = time.monotonic(), Deadline(self.searching, hopeless=True)
+                with trained_whole(self.base, small, report=report, lr=rate(m, f, self.base), epochs=1) as run:
+                    self._tried(m, f, rows, run.history, run.metric, time.monotonic() - began)
 
-    def _record(self, method: str, run: Run, seed: int, lr: float, seconds: float) -> None:
-        assert run.scores is not None and run.scores.base is not None
-        self.say(f"{method} seed {seed}: {run.metric} {run.value:.4f} ({seconds:.0f} s)")
-        if not self.book.has(stage="final", method=HEAD):
-            own = run.scores.base
-            self.book.add(_facts(HEAD, own, seed=0, lr=None, seconds=0.0, parameters=0, share=0.0, bytes=0,
-                                 mergeable=False, curve=[], **self._speed(run.name, True), slowdown=1.0))  # fmt: skip
-        adapter = self.base.adapters[run.name]
-        stored = (
-            4 * run.parameters
-            if method == FULL
-            else sum(t.numel() * t.element_size() for t in adapter.folded_tensors().values())
-        )
-        speed, plain = self._speed(run.name, False), self._speed(run.name, True)
-        self.book.add(_facts(
-            method, run.scores.adapter, seed=seed, lr=lr, seconds=run.history.seconds, parameters=run.parameters,
-            share=run.share, bytes=stored, mergeable=adapter.method.mergeable, curve=run.history.epochs, **speed,
-            slowdown=1.0 if method == FULL else speed["latency"] / plain["latency"],
+    def _tried(self, method: str, factor: float, rows: int, history: Any, metric: Any, seconds: float) -> None:
+        value = None if history is None else rank(history.epochs[-1], metric)
+        lr = rate(method, factor, self.base)
+        per_row = None if history is None else history.seconds / max(1, history.rows)
+        self.book.add({"stage": "search", "method": method, "factor": factor, "rows": rows, "lr": lr,
+                       "validation": value, "seconds": seconds, "per_row": per_row})  # fmt: skip
+        self.say(f"search {method} lr={lr:g}, {rows} rows: {'failed' if value is None else f'{value:.4f}'}")
+
+    def _ranked(self, method: str, factors: Sequence[float], rows: int) -> list[float]:
+        known = {r["factor"]: r["validation"] for r in self.book.find("search", method=method, rows=rows)}
+        return sorted(factors, key=lambda f: -1e9 if known[f] is None else known[f], reverse=True)
+
+    def _part(self, rows: int, held: int = HELD) -> Data:
+        splits = {
+            "train": self.data.train.select(range(min(rows, len(self.data.train)))),
+            "validation": self.data.validation.select(range(min(held, len(self.data.validation)))),
+            "test": self.data.test.select([]),
+        }
+        return replace(self.data, **splits, digest=digest_of(self.data.kind, splits))
+
+    def chosen(self, methods: Sequence[str]) -> dict[str, float]:
+        """Return each method's rate: the best of the last rung that all methods ended, else its default."""
+        found = {m: 1.0 for m in methods}
+        for keep, rows in RUNGS:
+            tried = {m: list(self.book.find("search", method=m, rows=rows)) for m in methods}
+            if any(len(many) < min(keep, len(FACTORS)) for many in tried.values()):
+                break
+            found = {m: self._ranked(m, [r["factor"] for r in many], rows)[0] for m, many in tried.items()}
+        return {m: rate(m, f, self.base) for m, f in found.items()}
+
+    # -- seeds -----------------------------------------------------------------------------------------------------
+
+    def plan(self) -> dict[str, Any]:
+        """Return epochs and training rows of the seeds' runs, {} before they are settled."""
+        settled = next(self.book.find("plan"), None)
+        return {} if settled is None else {k: settled[k] for k in ("run_epochs", "run_rows")}
+
+    def _settle(self, methods: Sequence[str], seeds: int) -> tuple[int, int]:
+        """Fit epochs, then rows, into what is left of the budget; as many for every method."""
+        if not self.plan():
+            epochs, rows = self.epochs, len(self.data.train)
+            left = self.ends - time.monotonic()
+            while self._predicted(methods, epochs, rows) * seeds > left and epochs > 1:
+                epochs -= 1
+            while self._predicted(methods, epochs, rows) * seeds > left and rows > LEAST:
+                rows = max(LEAST, int(rows * 0.8))
+            if (epochs, rows) != (self.epochs, len(self.data.train)):
+                self.cut.append(f"to fit the budget every run has at most {epochs} of {self.epochs} epochs over {rows} "
+                                f"of {len(self.data.train)} training rows")  # fmt: skip
+            self.book.add({"stage": "plan", "run_epochs": epochs, "run_rows": rows})
+        found = self.plan()
+        return found["run_epochs"], found["run_rows"]
+
+    def _predicted(self, methods: Sequence[str], epochs: int, rows: int) -> float:
+        """Return seconds of one seed of all methods, by the speed of its search, or of any."""
+        scored = (epochs + 1) * len(self.data.validation) + len(getattr(self.data, self.split))
+        total, known = 0.0, [r["per_row"] for stage in ("search", "speed") for r in self.book.find(stage)
+                             if r["per_row"]]  # fmt: skip
+        usual = sum(known) / len(known) if known else 0.0
+        for method in methods:
+            speed = [r["per_row"] for r in self.book.find("search", method=method) if r["per_row"]]
+            total += (epochs * rows + SCORING * scored) * (sum(speed) / len(speed) if speed else usual)
+        return total
+
+    def finals(self, methods: Sequence[str], seeds: int) -> None:
+        """Train every method with its rate, a seed of all adapters in one pass, then full fine-tuning."""
+        rates = self.chosen(methods)
+        epochs, rows = self._settle(methods, seeds)
+        data = self.data if rows == len(self.data.train) else replace(
+            self.data, train=self.data.train.select(range(rows)), digest=f"{self.data.digest}/{rows}"
+        )  # fmt: skip
+        for seed in range(seeds):
+            todo = [m for m in methods if not self.book.has("final", method=m, seed=seed)]
+            if seed and todo and time.monotonic() + 0.8 * self._predicted(todo, epochs, rows) > self.ends:
+                self.cut.append(f"no time for seed {seed}: {len(todo)} methods have one run less")
+                return
+            self._seed([m for m in todo if m != FULL], rates, seed, epochs, data)
+            if FULL in todo:
+                self._whole(rates[FULL], seed, epochs, data)
+
+    def _seed(self, methods: Sequence[str], rates: dict[str, float], seed: int, epochs: int, data: Data) -> None:
+        if not methods:
+            return
+        candidates = [Candidate(method=m, lr=rates[m], seed=seed) for m in methods]
+        scoring = SCORING * len(getattr(data, self.split)) * self._predicted(methods, 1, 1) / (1 + SCORING * (
+            2 * len(data.validation) + len(getattr(data, self.split))))  # fmt: skip
+        with trained_together(self.base, data, candidates, epochs, Deadline(self.ends - scoring)) as found:
+            stage = "final" if found.stopped is None else "partial"
+            for method, run in zip(methods, found.runs):
+                if run is None:
+                    self.cut.append(f"{method} seed {seed}: its loss was not finite")
+                else:
+                    self._record(stage, method, run, seed, rates[method])
+        if found.stopped is not None:
+            self.cut.append(f"seed {seed} was ended early: every adapter has its best epoch until then")
+            raise found.stopped
+
+    def _whole(self, lr: float, seed: int, epochs: int, data: Data) -> None:
+        with trained_whole(self.base, data, report=Deadline(self.ends), lr=lr, seed=seed, epochs=epochs) as run:
+            assert run.scores is not None
+            adapter = self.base.adapters[run.name]
+            examples = self._examples(run.name)
+            scores, told = answers(self.base, run.name, adapter.task, adapter.head, examples)
+            weights = sum(p.numel() * p.element_size() for p in self.base.model.parameters())
+            self._write("final", FULL, run.name, scores, told, seed, lr, run.history, run.history.seconds,
+                        4 * run.parameters, run.parameters, memory=6 * weights)  # fmt: skip
+
+    def _examples(self, name: str) -> Any:
+        from onebase.examples import encode_rows
+
+        return encode_rows(self.base, self.base.adapters[name].task, getattr(self.data, self.split),
+                           self.base.tokenizer_of(name))  # fmt: skip
+
+    def _record(self, stage: str, method: str, run: Prepared, seed: int, lr: float) -> None:
+        adapter = run.adapter
+        examples = run.examples[self.split]
+        if not self.book.has("final", method=HEAD):
+            scores, told = answers(self.base, None, adapter.task, adapter.base_head, examples.for_base)
+            self.book.add(self._facts("final", HEAD, scores, told, seed=0, lr=None, seconds=0.0, parameters=0,
+                                      share=0.0, bytes=0, mergeable=False, curve=[], forgetting=None,
+                                      **self._plain(adapter.name)))  # fmt: skip
+        scores, told = answers(self.base, adapter.name, adapter.task, adapter.head, examples)
+        stored = sum(t.numel() * t.element_size() for t in adapter.folded_tensors().values())
+        cost = next(self.book.find("alone", method=method), None)
+        if cost is None:
+            taken = alone(self.base, self._part(256, 32), method, lr)
+            cost = {"stage": "alone", "method": method, **asdict(taken)}
+            self.book.add(cost)
+        seconds = cost["seconds_per_row"] * run.state.history.rows
+        self._write(stage, method, adapter.name, scores, told, seed, lr, run.state.history, seconds, stored,
+                    adapter.count(), memory=cost["memory"])  # fmt: skip
+
+    def _write(
+        self, stage: str, method: str, name: str, scores: Any, told: dict[str, Any], seed: int, lr: float, history: Any,
+        seconds: float, stored: int, parameters: int, memory: int,
+    ) -> None:  # fmt: skip
+        self.say(f"{method} seed {seed}: {scores.metric} {scores.value:.4f}")
+        measured = next((r for r in self.book.find("final", method=method) if r.get("latency")), None)
+        keys = ("latency", "throughput", "slowdown", "merged_latency", "merged_throughput")
+        speed = speeds(self.base, name, self.data) if measured is None else {k: measured[k] for k in keys}
+        if method == FULL:
+            speed["slowdown"] = 1.0
+        total = sum(p.numel() for p in self.base.model.parameters())
+        self.book.add(self._facts(
+            stage, method, scores, told, seed=seed, lr=lr, seconds=seconds, parameters=parameters,
+            share=parameters / total, bytes=stored, mergeable=self.base.adapters[name].method.mergeable,
+            curve=history.epochs, forgetting=forgetting(self.base, name, self.before), memory=memory, **speed,
         ))  # fmt: skip
 
-    def _speed(self, name: str, plain: bool) -> dict[str, float]:
-        """Time one row, and 32 at once."""
-        adapter = self.base.adapters[name]
-        rows = self.data.validation.select(range(min(32, len(self.data.validation))))
-        examples = encode_rows(self.base, adapter.task, rows)
-        who = (None, examples, adapter.task, adapter.base_head) if plain else (name, examples, None, None)
-        return {"latency": self._median(who, 1), "throughput": 32 / self._median(who, min(32, len(examples)))}
+    def _plain(self, name: str) -> dict[str, Any]:
+        found = speeds(self.base, name, self.data)
+        return {"latency": found["plain_latency"], "throughput": found["plain_throughput"], "slowdown": 1.0}
 
-    def _median(self, who: tuple[Any, Any, Any, Any], rows: int) -> float:
-        name, examples, spec, head = who
-        taken = []
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            with torch.no_grad():
-                forward(self.base, name, examples, range(rows), spec, head)
-            taken.append(time.perf_counter() - began)
-        return sorted(taken)[ROUNDS // 2]
+    def _facts(self, stage: str, method: str, scores: Any, told: dict[str, Any], **more: Any) -> dict[str, Any]:
+        # an accuracy is the mean of right answers; the rows of its scores are labels, for macro F1
+        right = scores.metric == "accuracy" or scores.rows is None
+        rows = [float(c) for c in scores.correct] if right else scores.rows.tolist()
+        numbers = {k: v for k, v in scores.metrics.items() if isinstance(v, (int, float))}
+        return {"stage": stage, "method": method, "metric": scores.metric, "value": scores.value, "rows": rows,
+                "metrics": numbers, **told, **more}  # fmt: skip
 
 
-def _rate(method: str, factor: float, base: Base) -> float:
+def rate(method: str, factor: float, base: Base) -> float:
+    """Return a multiple of a method's default learning rate, three digits."""
     default = RATES[1] if method == FULL else settings_for(parse_method(method), {}, base.anatomy.hidden_size).lr
     return float(f"{default * factor:.3g}")
 
 
-def _facts(method: str, scores: Any, **more: Any) -> dict[str, Any]:
-    # an accuracy is the mean of right answers; the rows of its scores are labels, for macro F1
-    right = scores.metric == "accuracy" or scores.rows is None
-    rows = [float(c) for c in scores.correct] if right else scores.rows.tolist()  # type: ignore[union-attr]
-    return {"stage": "final", "method": method, "metric": scores.metric, "value": scores.value, "rows": rows, **more}
-
-
-def summarize(records: Sequence[dict[str, Any]], kind: str) -> list[Result]:
-    """Make one result per method of the records of its seeds, with paired tests between all methods."""
-    finals: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if record.get("stage") == "final":
-            finals.setdefault(record["method"], []).append(record)
-    found = []
-    for method, runs in finals.items():
-        about = metric_of(runs[0]["metric"])
-        rows = [r["rows"] for r in runs]
-        versus, own = {}, None
-        for other, theirs in finals.items():
-            test = paired_seeds([r["rows"] for r in theirs], rows, about.statistic)
-            if other != method:
-                versus[other] = (test.difference, test.p_value)
-        flat = [[0.0 * v for v in r] if not isinstance(r[0], list) else r for r in rows[:1]]
-        if about.name == "accuracy":  # against a score of nothing right: the interval of the score itself
-            own = paired_seeds(flat, rows, about.statistic)
-        last = runs[-1]
-        value = sum(r["value"] for r in runs) / len(runs)
-        found.append(Result(
-            method=method, value=value, low=own.low if own else min(r["value"] for r in runs),
-            high=own.high if own else max(r["value"] for r in runs), values=tuple(r["value"] for r in runs),
-            higher=about.higher, metric=about.name, parameters=last["parameters"], share=last["share"],
-            bytes=last["bytes"], seconds=sum(r["seconds"] for r in runs) / len(runs),
-            latency=min(r["latency"] for r in runs), throughput=max(r["throughput"] for r in runs),
-            slowdown=sorted(r["slowdown"] for r in runs)[len(runs) // 2], mergeable=last["mergeable"],
-            versus=versus, lr=last["lr"], curves=tuple(r["curve"] for r in runs),
-        ))  # fmt: skip
-    return sorted(found, key=lambda r: -r.value if r.higher else r.value)
-
-
 def document(found: Comparison) -> dict[str, Any]:
-    """Return a comparison as JSON values."""
-    return {**asdict(found), "folder": str(found.folder)}
+    """Return a comparison as JSON values, with the bytes that its tasks take by each method."""
+    import json
+
+    values = {**asdict(found), "folder": str(found.folder)}
+    for result in values["results"]:
+        own = result["bytes"] * found.tasks
+        result["total_bytes"] = own if result["method"] == FULL else found.base_bytes + own
+    return json.loads(json.dumps(values))

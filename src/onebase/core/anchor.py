@@ -7,6 +7,7 @@ inserts virtual tokens. After: callers get their T positions back, and the plan 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from onebase.core.places import Places
 from onebase.core.plan import Group, Plan, Routed, lower
 from onebase.core.route import Frame, Route, RouteContext, Runtime
 from onebase.core.site import Stack
+from onebase.core.trunk import INPUTS, LayerHook, Shared, Stage, Step, finish_stages, first_layer, steps_of
 from onebase.errors import RouteError, UnsupportedError
 
 CACHES = ("cache", "past_key_values")  # names of the KV cache: transformers 5.24 on, and before
@@ -55,6 +57,8 @@ class Anchor:
         ]
         self.cache = CACHES[0] if CACHES[0] in self.names else CACHES[1]  # what this stack calls its KV cache
         self.types = any(name.endswith("token_type_ids") for name, _ in stack.module.named_buffers())
+        self.watched: list[LayerHook] = []
+        self.lock = threading.Lock()
         # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
         enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
         self.handles = [
@@ -128,7 +132,13 @@ class Anchor:
 
     def _lower(self, route: Route, call: dict[str, Any]) -> Plan:
         source, columns = self._source(call)
-        plan = lower(route.per_row(source.shape[0]), self.find, source.device)
+        if route.rows is None:
+            steps, names = [], route.per_row(source.shape[0])
+        else:
+            steps = self._steps(route, call, source.shape[0])
+            names = [name for _, name in steps[0].rows]
+            source = self._source(call)[0]
+        plan = lower(names, self.find, source.device)
         self._refuse_packing(plan, call)
         mask = call.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
@@ -138,11 +148,19 @@ class Anchor:
         self._insert_prompts(plan, route, call, source, columns)
         self._shift_positions(plan, call, columns)
         self._follow_encoder(plan, call)
-        self._locate(plan, route, call, columns)
+        self._locate(plan, route.prompt_lengths(plan.batch), call, columns)
         if self.stack.positions is not None:  # the stack takes none: they reach its embedding through the plan
             plan.positions = call.pop("position_ids", None)
-        if route.pack and self._may_pack(plan, call):
+        if route.memory is not None and not steps and self._reads_last_states(call):
+            plan.trunk = route.memory.trunk(self.stack, call, plan)
+        mask = call.get("attention_mask")
+        stages = self._stages(plan, steps, call, columns)
+        if route.pack and self._may_pack(stages[-1].plan, call):
             self._pack(plan, call)
+        if len(stages) > 1:
+            finish_stages(stages, mask)
+        if plan.trunk is not None:
+            self._watch_layers()
         return plan
 
     def _refuse_padding(self, mask: Tensor) -> None:
@@ -175,6 +193,62 @@ class Anchor:
             return
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -columns:] + start
 
+    # -- trunk -------------------------------------------------------------------------------------------------------
+
+    def _steps(self, route: Route, call: dict[str, Any], rows: int) -> list[Step]:
+        """Decide where entries that read the same row become rows of their own, and give the call its first rows."""
+        if not isinstance(route.names, tuple) or route.rows is None or len(route.names) != len(route.rows):
+            raise RouteError(f"rows = {route.rows!r}: state one row of the call per adapter name")
+        if route.prompts is not None or max(route.rows) >= rows:
+            raise RouteError(f"rows = {route.rows!r}: the call has {rows} rows, and prompts cannot be stated with them")
+        adapters = [None if name is None else self.find(name) for name in route.names]
+        count = len(self.stack.layers)
+        first = [first_layer(adapter, self.stack.name, count) for adapter in adapters]
+        if not self._may_share(call):
+            first = [0] * len(first)
+        steps = steps_of(route.names, route.rows, first, count)
+        index = torch.tensor([text for text, _ in steps[0].rows], device=self._source(call)[0].device)
+        for name in INPUTS:
+            value = call.get(name)
+            if isinstance(value, Tensor) and value.shape[0] == rows:
+                call[name] = value.index_select(0, index)
+        return steps
+
+    def _may_share(self, call: dict[str, Any]) -> bool:
+        """Whether rows of this call can become more between two layers."""
+        strange = {name for name, value in call.items() if isinstance(value, Tensor)} - set(INPUTS)
+        if strange:
+            raise RouteError(f"rows cannot be stated for a call with {', '.join(sorted(strange))}")
+        mask = call.get("attention_mask")
+        plain = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
+        return self.stack.trunk and plain and self._reads_last_states(call)
+
+    def _stages(self, plan: Plan, steps: list[Step], call: dict[str, Any], columns: int) -> list[Stage]:
+        """Lower every step of a call whose first one is lowered already."""
+        stages = [Stage(0, plan, [])]
+        lengths = {g.adapter.name: g.at.prompt_length for g in plan.groups}
+        assert plan.row_group is not None
+        for step in steps[1:]:
+            before = torch.tensor(step.before, device=plan.row_group.device)
+            rows = [*(many.index_select(0, before) for many in stages[-1].rows), before]
+            new = lower([name for _, name in step.rows], self.find, before.device)
+            new.strip = plan.strip
+            new.layout = None if plan.layout is None else plan.layout.take(rows[0])
+            for g in new.groups:
+                g.at.prompt_length = lengths.get(g.adapter.name, 0)
+            mask = call.get("attention_mask")
+            self._locate(new, None, {"attention_mask": None if mask is None else mask[rows[0]]}, columns)
+            stages.append(Stage(step.layer, new, rows))
+        for stage in stages:  # masks are made before the first layer, for all of them
+            stage.plan.has_kv = stages[-1].plan.has_kv
+        return stages
+
+    def _watch_layers(self) -> None:
+        """Put a hook in front of every layer, when the first call asks for one."""
+        with self.lock:
+            if not self.watched:
+                self.watched = [LayerHook(m, i, self.runtime) for i, m in enumerate(self.stack.layers)]
+
     # -- packing -----------------------------------------------------------------------------------------------------
 
     def _may_pack(self, plan: Plan, call: dict[str, Any]) -> bool:
@@ -182,13 +256,19 @@ class Anchor:
         mask = call.get("attention_mask")
         if not self.stack.packs or not isinstance(mask, Tensor) or mask.dim() != 2 or "position_ids" not in self.names:
             return False
+        if not self._reads_last_states(call):
+            return False
+        return not any(g.adapter.positional for g in plan.groups)
+
+    def _reads_last_states(self, call: dict[str, Any]) -> bool:
+        """Whether a call has no KV cache and asks for nothing of the layers between."""
         if call.get(self.cache) is not None or (self.stack.causal and call.get("use_cache") is not False):
             return False
         config = self.stack.module.config
         for name in ("output_hidden_states", "output_attentions"):
             if call.get(name) or getattr(config, name, False):
                 return False
-        return not any(g.adapter.positional or g.adapter.drops() for g in plan.groups)
+        return True
 
     def _pack(self, plan: Plan, call: dict[str, Any]) -> None:
         """Put the real tokens of all rows into one row; attention puts them apart again."""
@@ -409,10 +489,9 @@ class Anchor:
         layout = make_layout(lengths, mask, mask.shape[1], self.encoder.causal)
         call["encoder_attention_mask"] = layout.spread_mask(mask)
 
-    def _locate(self, plan: Plan, route: Route, call: dict[str, Any], columns: int) -> None:
+    def _locate(self, plan: Plan, stated: list[int] | None, call: dict[str, Any], columns: int) -> None:
         """Tell each group where its tokens are, and where each row's prompt ends."""
         mask, past = call.get("attention_mask"), cache_length(call)
-        stated = route.prompt_lengths(plan.batch)
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             return
         assert plan.row_group is not None
@@ -464,6 +543,8 @@ class Anchor:
         nested = bool(runtime.frames)
         if output is None or nested or plan is None:
             return None
+        if isinstance(plan.trunk, Shared) and not plan.trunk.ended:
+            raise RouteError(f"{self.stack.name}: layers ran without their hooks, so rows that share a text stayed one")
         if plan.packing is not None:
             output.last_hidden_state = plan.packing.unpack(output.last_hidden_state)
         if plan.layout is None:
@@ -475,7 +556,7 @@ class Anchor:
 
     def remove(self) -> None:
         """Take the hooks away."""
-        for handle in self.handles:
+        for handle in [*self.handles, *(hook.handle for hook in self.watched)]:
             handle.remove()
 
 

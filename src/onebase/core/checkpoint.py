@@ -14,7 +14,7 @@ CHECKPOINTED = "gradient_checkpointing"  # transformers' flag on a layer object
 
 
 class PlannedCheckpoint:
-    """A layer's checkpoint function that captures the plan, and the state of each job's dropout generator.
+    """A layer's checkpoint function that captures the plan; dropout of jobs is a function of it.
 
     Args:
         original: the function that transformers installed.
@@ -28,8 +28,6 @@ class PlannedCheckpoint:
     def __call__(self, function: Callable, *args: Any) -> Any:
         """Checkpoint `function(*args)`."""
         plan = self.runtime.plan
-        generators = [g.adapter.generator for g in plan.groups if g.adapter.generator is not None] if plan else []
-        states = [generator.get_state() for generator in generators]
         calls = 0
 
         def planned(*inputs: Any) -> Any:
@@ -37,15 +35,8 @@ class PlannedCheckpoint:
             calls += 1
             if calls == 1:
                 return function(*inputs)
-            later = [generator.get_state() for generator in generators]
-            for generator, state in zip(generators, states):
-                generator.set_state(state)
-            try:
-                with self.runtime.hold(plan, self.layer):
-                    return function(*inputs)
-            finally:
-                for generator, state in zip(generators, later):
-                    generator.set_state(state)
+            with self.runtime.hold(plan, self.layer):
+                return function(*inputs)
 
         return self.original(planned, *args)
 

@@ -64,7 +64,7 @@ def one_group_plans(plan: Plan) -> Iterator[Plan]:
         assert group.rows is not None
         count = len(group.rows)
         plain -= count
-        alone = Group(group.adapter, None, At(generator=group.at.generator))
+        alone = Group(group.adapter, None, At(group.at.draws))
         yield Plan(count, [alone], [(0, count, alone)])
     if plain:
         yield Plan(plain, [], None)

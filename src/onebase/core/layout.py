@@ -37,6 +37,11 @@ class Layout:
         """B."""
         return len(self.lengths)
 
+    def take(self, rows: Tensor) -> Layout:
+        """Return the layout of some rows, which may repeat."""
+        lengths, start, offset = (values.index_select(0, rows) for values in (self.lengths, self.start, self.offset))
+        return Layout(lengths, self.width, start, offset, self.columns)
+
     def where(self) -> Tensor:
         """Return (B, T): the new column of each original column."""
         return self._where(self.columns)

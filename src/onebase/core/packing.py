@@ -80,15 +80,16 @@ class Packing:
         return first[rows].repeat_interleave(own) + within
 
 
-def make_packing(mask: Tensor) -> Packing | None:
+def make_packing(mask: Tensor, always: bool = False) -> Packing | None:
     """Return how to pack a batch, or None where little of it is padding.
 
     Args:
         mask: (B, T), true for real tokens.
+        always: pack also where little is padding.
     """
     real = mask.bool()
     lengths = real.sum(1).tolist()
-    if min(lengths) < 1 or len(lengths) * real.shape[1] < WORTH * sum(lengths):
+    if min(lengths) < 1 or (not always and len(lengths) * real.shape[1] < WORTH * sum(lengths)):
         return None
     chunks, token = [], 0
     for start in range(0, len(lengths), CHUNK_ROWS):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from onebase.core.bank import COPIES, PADDED, Bank, partition
 from onebase.core.contracts import AdapterModule, SiteDelta
+from onebase.core.draw import Draw, Draws, drop
 from onebase.core.layout import Layout
 from onebase.core.packing import Packing
 from onebase.core.places import Places
@@ -29,15 +32,8 @@ class Routed:
     shift: dict[str, int] = field(default_factory=dict)  # stack name -> positions that its prefix takes
     has_kv: bool = False
     positional: bool = False  # a delta reads where tokens are
-    generator: torch.Generator | None = None  # dropout of this job; None draws from torch's default
-
-    _drops: bool | None = None
-
-    def drops(self) -> bool:
-        """Whether a delta draws dropout now."""
-        if self._drops is None:
-            self._drops = any(getattr(module, "dropout", 0.0) for module in self.module.modules())
-        return self._drops and self.module.training
+    draw: Draw | None = None  # dropout of this job; None draws from torch's default generator
+    first: dict[str, int] = field(default_factory=dict)  # stack name -> lowest layer touched, once asked
 
 
 @dataclass(eq=False)
@@ -45,16 +41,23 @@ class At:
     """Where the tokens of one group are, and this job's dropout.
 
     Attributes:
-        generator: of this job's dropout; None draws from torch's default.
+        draws: of this job's dropout; None draws from torch's default generator.
         prompt_length: virtual tokens of this group's adapter in this stack.
         places: of the whole call, or None where the call's mask does not tell.
         rows: (b,) the rows of this group; None: all.
     """
 
-    generator: torch.Generator | None = None
+    draws: Draws | None = None
     prompt_length: int = 0
     places: Places | None = None
     rows: Tensor | None = None
+    site: str = ""  # being computed
+    drawn: int = 0  # draws made there
+
+    def enter(self, site: str) -> At:
+        """Begin to compute a site."""
+        self.site, self.drawn = site, 0
+        return self
 
     def _own(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values[self.rows]
@@ -81,11 +84,13 @@ class At:
         return counts if self.places.stated is not None else counts - self.prompt_length
 
     def dropout(self, x: Tensor, rate: float, training: bool) -> Tensor:
-        """Zero each element with probability `rate` and rescale, from the generator of this job."""
+        """Zero each element with probability `rate` and rescale; for a job, see `core.draw`."""
         if not training or rate == 0.0:
             return x
-        keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= rate
-        return x * keep.to(x.dtype) / (1.0 - rate)
+        if self.draws is None:
+            return F.dropout(x, rate)
+        self.drawn += 1
+        return drop(x, rate, self.draws, self.site, self.drawn)
 
 
 @dataclass(eq=False)
@@ -116,6 +121,7 @@ class Plan:
         masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
         packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
             pieces and orders are those of tokens; `row_group` is that of the rows still.
+        trunk: what happens in front of layers, a `core.trunk.Trunk`, or None.
     """
 
     batch: int
@@ -134,6 +140,7 @@ class Plan:
     masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens
     packing: Packing | None = None
+    trunk: Any = None
 
     def pack(self, packing: Packing) -> None:
         """Compute on packed tokens from now on: what was said of rows is said of their tokens."""
@@ -145,6 +152,9 @@ class Plan:
             self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
         for group in self.groups:
             group.at.places = None
+            if group.at.draws is not None:
+                lengths = torch.tensor(packing.lengths, device=packing.real.device)
+                group.at.draws.pack(lengths if group.rows is None else lengths[group.rows])
             if group.rows is not None:
                 group.rows = packing.of_rows(group.rows)
         if self.order is not None and self.plain is not None:
@@ -172,7 +182,7 @@ class Plan:
             x = h if x is None else x
             if x.shape[:-1] != h.shape[:-1]:  # OPT flattens tokens between where x and h are caught
                 x = x.reshape(*h.shape[:-1], x.shape[-1])
-            return group.adapter.deltas[site](x, h, group.at)  # type: ignore[operator]
+            return group.adapter.deltas[site](x, h, group.at.enter(site))  # type: ignore[operator]
         hb = h.reshape(self.batch, -1, h.shape[-1])  # rows are outermost even where a family flattens tokens
         xb = hb if x is None else x.reshape(self.batch, -1, x.shape[-1])
         banks, rest = self._banks(live, site) if len(live) > 1 else ([], live)
@@ -245,7 +255,7 @@ class Plan:
     @staticmethod
     def _piece(site: str, group: Group | None, x: Tensor, h: Tensor) -> Tensor:
         delta = None if group is None else group.adapter.deltas.get(site)
-        return h if delta is None else delta(x, h, group.at)  # type: ignore[operator,union-attr]
+        return h if delta is None else delta(x, h, group.at.enter(site))  # type: ignore[operator,union-attr]
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,7 +315,9 @@ def lower(
     flat = [row for rows in members.values() for row in rows]
     whole = len(members) == 1 and len(flat) == len(names)
     indices = [None] if whole else torch.tensor(flat, device=device).split([len(rows) for rows in members.values()])
-    groups = [Group(a, rows, At(generator=a.generator)) for a, rows in zip(adapters, indices)]
+    counts = [len(names) if rows is None else len(rows) for rows in indices]
+    draws = [None if a.draw is None else Draws(a.draw, n, device) for a, n in zip(adapters, counts)]
+    groups = [Group(a, rows, At(drawn)) for a, rows, drawn in zip(adapters, indices, draws)]
     plan = Plan(len(names), groups, None, has_kv=any(g.adapter.has_kv for g in groups))
     numbers = {name: i for i, name in enumerate(members)}
     by_row = [len(groups) if name is None else numbers[name] for name in names]

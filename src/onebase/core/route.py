@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class Route:
         strip: an encoder that feeds a decoder hands back only the callers' tokens (used when it is read alone).
         prompts: tokens of the prompt of each entry (or of each row, under a single name), where texts go on after it.
         pack: rows may be computed without their padding; only the last states are read, and zeros are in padding.
+        rows: row of the call that each entry reads; the call then answers one row per entry. None: its own.
+        memory: states below the first delta, a `core.kept.Memory`, or None.
     """
 
     names: str | tuple[str | None, ...] | None
@@ -31,6 +34,8 @@ class Route:
     strip: bool = False
     prompts: tuple[int, ...] | None = None
     pack: bool = False
+    rows: tuple[int, ...] | None = None
+    memory: Any = None
 
     def per_row(self, rows: int) -> list[str | None]:
         """Return one name per row.
@@ -91,6 +96,10 @@ class Runtime(threading.local):
         """Enter an anchor."""
         self.frames.append(frame)
         self.plan = frame.plan
+
+    def switch(self, plan: Plan) -> None:
+        """Go on with another plan in the innermost anchor."""
+        self.frames[-1].plan = self.plan = plan
 
     def pop(self) -> None:
         """Leave the innermost anchor."""
@@ -165,7 +174,10 @@ def as_route(
     strip: bool = False,
     prompts: Sequence[int] | None = None,
     pack: bool = False,
+    rows: Sequence[int] | None = None,
+    memory: Any = None,
 ) -> Route:
     """Turn a name or a list of names into a route."""
     names = adapter if adapter is None or isinstance(adapter, str) else tuple(adapter)
-    return Route(names, repeat, strip, None if prompts is None else tuple(prompts), pack)
+    stated = None if prompts is None else tuple(prompts)
+    return Route(names, repeat, strip, stated, pack, None if rows is None else tuple(rows), memory)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.quantized import dequantized, kind_of
 from onebase.errors import UnsupportedError
 
 SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "tokens"]
@@ -149,10 +150,8 @@ class Site:
                 f"site {self.name}: its {name} is offloaded (on the meta device); load the base without offload "
                 "or use a method that does not read W"
             )
-        tensor = tensor.detach()
-        if hasattr(tensor, "dequantize") and not tensor.is_floating_point():
-            tensor = tensor.dequantize()
-        return tensor
+        tensor = tensor if kind_of(tensor) else tensor.detach()
+        return dequantized(self.module, tensor) if kind_of(tensor) else tensor
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -184,6 +183,7 @@ class Stack:
         layer_dropout: attributes of a layer object (or of its config) with dropout rates that it applies itself.
         padding: 'left' or 'right' -> why rows cannot be padded on that side.
         packs: everything in the stack but attention is pointwise, and positions can be given: rows can be packed.
+        trunk: layers take nothing but what is known by name: rows can become more between two of them.
     """
 
     name: str
@@ -207,6 +207,7 @@ class Stack:
     layer_dropout: tuple[str, ...] = ()
     padding: Mapping[str, str] = field(default_factory=dict)
     packs: bool = False
+    trunk: bool = False
 
 
 def standardize(x: Tensor, norm: NormInfo) -> Tensor:

@@ -129,3 +129,17 @@ class LoRA(Method):
 def down_map(rank: int, d_in: int, generator: torch.Generator) -> Tensor:
     """Draw A, (r, d_in): kaiming uniform with a = sqrt(5), the bound is 1 / sqrt(d_in)."""
     return (torch.rand(rank, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)
+
+
+def low_rank(change: Tensor, rank: int) -> tuple[LoRADelta, float]:
+    """Return the LoRA of a rank that is nearest to a change, and its relative error in the Frobenius norm.
+
+    The singular values are split evenly over A and B; the scale is 1.
+    """
+    u, s, vh = torch.linalg.svd(change.float(), full_matrices=False)
+    rank = min(rank, len(s))
+    root = s[:rank].sqrt()
+    delta = LoRADelta((root[:, None] * vh[:rank]).contiguous(), change.shape[0], 1.0, 0.0)
+    delta.B = nn.Parameter((u[:, :rank] * root).contiguous())
+    total = float(s.square().sum())
+    return delta, (float(s[rank:].square().sum()) / total) ** 0.5 if total else 0.0

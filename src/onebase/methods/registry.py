@@ -19,6 +19,7 @@ BUILT_IN = {
     "adalora": "onebase.methods.adalora",
     "bitfit": "onebase.methods.bitfit",
     "bottleneck": "onebase.methods.bottleneck",
+    "dense": "onebase.methods.dense",
     "dora": "onebase.methods.dora",
     "hira": "onebase.methods.hira",
     "ia3": "onebase.methods.ia3",

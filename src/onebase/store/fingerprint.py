@@ -117,6 +117,9 @@ def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
             f"{len(absent)} tensors of the base have no data here (e.g. {absent[0]!r} is on meta), "
             f"so it has no fingerprint. Take it before offloading, or load the model without offloading."
         )
+    from onebase.core.quantized import parts_of
+
+    both = [part for name, tensor in both for part in parts_of(name, tensor)]  # quantized ones: what they are made of
     first: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
     for name, tensor in sorted(both, key=lambda pair: pair[0]):
         place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from onebase.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_LENGTH = 64
 VERSION = re.compile(r"[1-9][0-9]{0,8}")  # no leading zero: one spelling, one folder
 # learn.microsoft.com "Naming Files, Paths, and Namespaces": reserved alone and before any extension
 WINDOWS_RESERVED = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
@@ -56,3 +58,16 @@ def split_ref(ref: str) -> tuple[str, str | None]:
     if at and not version:
         raise ConfigError(f"reference {ref!r} ends in '@'; write {name!r} for the newest version, or '{name}@1'.")
     return check_name(name), version if at else None
+
+
+def name_of_path(data: str | Path) -> str:
+    """Make a valid adapter name of a data path: ``My reviews.csv`` gives ``My-reviews``."""
+    path = Path(data).expanduser().resolve()
+    return clean_name(path.name if path.is_dir() else path.stem)
+
+
+def clean_name(text: str) -> str:
+    """Make a valid adapter name of any text."""
+    name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", text).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
+    name = name or "adapter"
+    return f"my-{name}"[:NAME_LENGTH] if name.split(".")[0].lower() in WINDOWS_RESERVED else name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onebase.errors import ConfigError, CorruptError, StoreError, UnknownNameError, unknown
 from onebase.store import disk
-from onebase.store.aliases import ALIAS, check_alias, locked, read_aliases, write_aliases
+from onebase.store.aliases import ALIAS, Histories, check_alias, locked, read_aliases, write_aliases
 from onebase.store.card import render_card
 from onebase.store.difference import Difference, compare
 from onebase.store.garbage import LEFT_SECONDS, Garbage, leftovers, unnamed
@@ -42,9 +44,18 @@ Card = str | Callable[[AdapterConfig], str]
 def default_root() -> Path:
     """Return ``$ONEBASE_HOME``, else ``$XDG_DATA_HOME/onebase``, else ``~/.local/share/onebase``."""
     if home := os.environ.get("ONEBASE_HOME"):
-        return Path(home).expanduser()
+        return cache_of(home) if "://" in home else Path(home).expanduser()
+    return _own_root()
+
+
+def _own_root() -> Path:
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data).expanduser() if data else Path.home() / ".local" / "share") / "onebase"
+
+
+def cache_of(url: str) -> Path:
+    """Return the local folder of a remote store: what was fetched, unfinished work, checkpoints."""
+    return _own_root() / "remote" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 class Store:
@@ -55,8 +66,18 @@ class Store:
     the highest of them is the high-water mark. A save that is cut off may so leave a gap.
 
     Args:
-        root: the store's folder; created by the first save. None takes `default_root`.
+        root: the store's folder; created by the first save. None takes `default_root`. A URL such as
+            ``s3://bucket/adapters`` gives a `RemoteStore`, as it does in ``$ONEBASE_HOME``.
     """
+
+    def __new__(cls, root: Path | str | None = None) -> Store:
+        """Choose the kind of store that `root` names, as `pathlib.Path` does."""
+        place = os.environ.get("ONEBASE_HOME", "") if root is None else root
+        if cls is Store and isinstance(place, str) and "://" in place:
+            from onebase.store.remote import RemoteStore
+
+            return super().__new__(RemoteStore)
+        return super().__new__(cls)
 
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = Path(root).expanduser().absolute() if root is not None else default_root().absolute()
@@ -151,7 +172,7 @@ class Store:
             try:
                 found.append(self._open(place))
             except StoreError as problem:
-                if place.path.exists():  # else another process removed it meanwhile
+                if self._there(place):  # else another process removed it meanwhile
                     fix = f"onebase rm {place.ref}"
                     warnings.warn(f"{place.ref} is left out: {problem} To remove it: {fix}", stacklevel=2)
         return found
@@ -175,21 +196,21 @@ class Store:
         if is_path(ref):
             raise ConfigError(f"{ref!r} is a path; remove takes 'name' or 'name@version'. Delete a folder yourself.")
         name = self._find(ref)[0].name  # before the lock: an unknown name makes no files
-        with locked(self.root, name):
+        with self._locked(name):
             places = self._find(ref)
             going = {place.version for place in places}
-            histories = read_aliases(self._adapters / name)
+            histories = self._histories(name)
             held = {alias: h[-1] for alias, h in histories.items() if h[-1] in going}
             if held and not force:
                 shown = ", ".join(f"{name}@{version} is {alias!r}" for alias, version in held.items())
                 raise StoreError(f"{ref} is not removed: {shown}. Promote another version first, or pass --force.")
             if held:
-                write_aliases(self._adapters / name, {a: h for a, h in histories.items() if a not in held})
+                self._put_histories(name, {a: h for a, h in histories.items() if a not in held})
             return [place for place in places if self._remove(place)]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return alias -> version it names, of the adapter `name`."""
-        return {alias: history[-1] for alias, history in read_aliases(self._adapters / check_name(name)).items()}
+        return {alias: history[-1] for alias, history in self._histories(check_name(name)).items()}
 
     def promote(self, ref: str, alias: str) -> Version:
         """Make an alias name a version, after verifying it.
@@ -210,13 +231,13 @@ class Store:
         if is_path(ref):
             raise ConfigError(f"{ref!r} is a path; an alias names a version of this store: 'name@version'.")
         name = self._find(ref)[0].name
-        with locked(self.root, name):
+        with self._locked(name):
             place = self._find(ref)[-1]
             self._open(place).verify()
-            histories = read_aliases(self._adapters / name)
+            histories = self._histories(name)
             history = histories.get(alias, [])
             if history[-1:] != [place.version]:
-                write_aliases(self._adapters / name, {**histories, alias: [*history, place.version]})
+                self._put_histories(name, {**histories, alias: [*history, place.version]})
         return place
 
     def rollback(self, name: str, alias: str) -> Version:
@@ -230,8 +251,8 @@ class Store:
             StoreError: the alias named nothing before that is still there.
         """
         self._find(name)
-        with locked(self.root, name):
-            histories = read_aliases(self._adapters / name)
+        with self._locked(name):
+            histories = self._histories(name)
             if alias not in histories:
                 raise unknown(f"alias of {name!r}", alias, histories)
             places = {place.version: place for place in self._places(name)}
@@ -242,7 +263,7 @@ class Store:
             if not left:
                 raise StoreError(f"{name}@{alias} named nothing before {name}@{now} that is still there.")
             self._open(places[left[-1]]).verify()
-            write_aliases(self._adapters / name, {**histories, alias: left})
+            self._put_histories(name, {**histories, alias: left})
             return places[left[-1]]
 
     def diff(self, a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Difference:
@@ -274,28 +295,48 @@ class Store:
             disk.drop(path)
         gone: builtins.list[Version] = []
         for place in versions:
-            with locked(self.root, place.name):
+            with self._locked(place.name):
                 if place.version not in self.aliases(place.name).values() and self._remove(place):
                     gone.append(place)
         return Garbage(leftovers=old, versions=tuple(gone))
+
+    def _there(self, place: Version) -> bool:
+        return place.path.exists()
+
+    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return locked(self.root, name)
+
+    def _histories(self, name: str) -> Histories:
+        return read_aliases(self._adapters / name)
+
+    def _put_histories(self, name: str, histories: Mapping[str, builtins.list[int]]) -> None:
+        write_aliases(self._adapters / name, histories)
 
     def _publish(self, work: Path, name: str, body: dict[str, Any], files: dict[str, str], card: Card) -> Stored:
         home = self._adapters / name
         while True:
             taken = [place.version for place in self._places(name)]
             version = disk.claim_number(home / ".claimed", above=max(taken, default=0))
-            final = {**body, "version": version, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-            text = card(parse_config(seal(final), name, ConfigError)) if callable(card) else card
-            for stale in (CARD_FILE, CONFIG_FILE):
-                (work / stale).unlink(missing_ok=True)
-            digest = disk.write_file(work / CARD_FILE, text.encode())
-            sealed = seal({**final, "files": {**files, CARD_FILE: digest}})
-            disk.write_file(work / CONFIG_FILE, (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode())
-            disk.sync_folder(work)
+            sealed = self._finish(work, name, version, body, files, card)
             # a number can be taken without a claim by a folder that someone copied in: try the next one
             if disk.move_folder(work, home / str(version)):
                 config = parse_config(sealed, name)
                 return Stored(name, version, home / str(version), config.digest, config)
+
+    @staticmethod
+    def _finish(
+        work: Path, name: str, version: int, body: dict[str, Any], files: dict[str, str], card: Card
+    ) -> dict[str, Any]:
+        """Write card and config of a version that has its number; return the config."""
+        final = {**body, "version": version, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        text = card(parse_config(seal(final), name, ConfigError)) if callable(card) else card
+        for stale in (CARD_FILE, CONFIG_FILE):
+            (work / stale).unlink(missing_ok=True)
+        digest = disk.write_file(work / CARD_FILE, text.encode())
+        sealed = seal({**final, "files": {**files, CARD_FILE: digest}})
+        disk.write_file(work / CONFIG_FILE, (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.sync_folder(work)
+        return sealed
 
     def _remove(self, place: Version) -> bool:
         try:
@@ -331,8 +372,11 @@ class Store:
             raise UnknownNameError(f"adapter {name!r} has no {kind} {version!r}. It has: {known}.")
         return chosen
 
+    def _names(self) -> builtins.list[str]:
+        return _entries(self._adapters)
+
     def _places(self, name: str | None = None) -> builtins.list[Version]:
-        names = _entries(self._adapters) if name is None else [name]
+        names = self._names() if name is None else [name]
         places = [
             Version(n, int(v), self._adapters / n / v)
             for n in names
@@ -349,7 +393,7 @@ class Store:
         return stored
 
     def _refuse_other_case(self, name: str) -> None:
-        for other in _entries(self._adapters):
+        for other in self._names():
             if other != name and other.lower() == name.lower():
                 raise ConfigError(
                     f"adapter name {name!r} differs from {other!r} only in case, "

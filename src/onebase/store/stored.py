@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from onebase.errors import CorruptError
 from onebase.store.schema import AdapterConfig
+from onebase.store.signing import check_trust
 from onebase.store.verify import inspect, read_config
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class Stored(Version):
 
         Raises:
             CorruptError: as `verify`.
-            StoreError: as `verify`.
+            StoreError: as `verify`; or keys are trusted here (`$ONEBASE_TRUSTED_KEYS`) and none of them signed it.
         """
+        check_trust(self, self.digest)
         problems, tensors = inspect(self.path, self.config)
         if problems:
             lines = "".join(f"\n  - {problem}" for problem in problems)

@@ -20,6 +20,7 @@ from onebase.store.schema import (
     read_json,
     refuse_newer,
 )
+from onebase.store.signing import SIGNATURE_FILE
 from onebase.store.tensors import decode, differences, most_bytes
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _config(folder: Path, known: AdapterConfig) -> tuple[AdapterConfig, list[str
 
 def _extra_files(folder: Path, config: AdapterConfig) -> Iterator[str]:
     for entry in sorted(folder.iterdir()):
-        if entry.name in (CONFIG_FILE, TENSORS_FILE) or entry.name in config.files:
+        if entry.name in (CONFIG_FILE, TENSORS_FILE, SIGNATURE_FILE) or entry.name in config.files:
             continue
         kind = "folder" if entry.is_dir() else "file"
         note = " (looks like a pickle; it is never opened)" if entry.suffix.lower() in PICKLES else ""

@@ -3,7 +3,7 @@
 Pass 1 computes all outputs without a graph; the loss and its gradient with respect to the outputs need only these.
 Pass 2 computes the outputs again, piece by piece with a graph, and sends the pieces of that gradient through it. By
 the chain rule the sum is the gradient of the whole batch; it costs one more forward. Dropout draws the same masks in
-both passes, because the state of its generator is put back.
+both passes, because it is a function of the row.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onebase.adapter import Adapter
 from onebase.encode import Encoded, collate, pad_id
+from onebase.examples import drawn, row_keys
 from onebase.tasks import Examples, Losses, get_task
 
 if TYPE_CHECKING:
@@ -47,27 +48,24 @@ def backward_cached(base: Base, adapter: Adapter, examples: Examples, index: Seq
     rows = task.inputs(examples, index)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     pieces = [order[start : start + size] for start in range(0, len(order), size)]
-    generator = adapter.routed.generator
-    states = []
+    keys = row_keys(index, len(rows))
     outputs: list[Tensor] = []
+
+    def read(piece: list[int]) -> Tensor:
+        with drawn(adapter, [keys[i] for i in piece]):
+            return _read(base, adapter, [rows[i] for i in piece])
+
     with torch.no_grad():
         for piece in pieces:
-            states.append(None if generator is None else generator.get_state())
-            outputs.append(_read(base, adapter, [rows[i] for i in piece]))
-    after = None if generator is None else generator.get_state()
+            outputs.append(read(piece))
     place = torch.empty(len(rows), dtype=torch.long)
     place[torch.tensor(order)] = torch.arange(len(rows))
     out = torch.cat(outputs)[place.to(outputs[0].device)].requires_grad_()
     part = task.losses(out, examples, index, spec, adapter.head)
     part.sums.sum().backward()
     assert out.grad is not None
-    for piece, state in zip(pieces, states):
-        if generator is not None and state is not None:
-            generator.set_state(state)
-        again = _read(base, adapter, [rows[i] for i in piece])
-        torch.autograd.backward(again, out.grad[torch.tensor(piece, device=out.device)])
-    if generator is not None and after is not None:
-        generator.set_state(after)
+    for piece in pieces:
+        torch.autograd.backward(read(piece), out.grad[torch.tensor(piece, device=out.device)])
     return Losses(part.sums.detach(), part.counts.detach())
 
 

@@ -65,28 +65,37 @@ class Checkpoint:
 
     def write(self, job: JobState) -> None:
         """Write the state between two steps; the file before it stays until this one is whole."""
-        from safetensors.torch import save
-
-        from onebase.store import disk
-
         tensors, state = job.state()
-        about = {"identity": self.identity, "facts": self.facts, "state": state}
-        data = save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"onebase": json.dumps(about)})
-        disk.make_folder(self.path.parent)
-        work = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            work.unlink()  # of a killed process that had this number
-        disk.write_file(work, data)
-        os.replace(work, self.path)
-        disk.sync_folder(self.path.parent)
+        publish(self.path, tensors, {"identity": self.identity, "facts": self.facts, "state": state})
 
     def remove(self) -> None:
         """Forget the run."""
+        unpublish(self.path)
+
+
+def publish(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write a checkpoint as a whole: the file before it stays until one rename replaces it."""
+    from safetensors.torch import save
+
+    from onebase.store import disk
+
+    data = save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"onebase": json.dumps(about)})
+    disk.make_folder(path.parent)
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        work.unlink()  # of a killed process that had this number
+    disk.write_file(work, data)
+    os.replace(work, path)
+    disk.sync_folder(path.parent)
+
+
+def unpublish(path: Path) -> None:
+    """Remove a checkpoint, and what killed processes left of it."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    for left in path.parent.glob(f".{path.name}.*"):
         with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-        for left in self.path.parent.glob(f".{self.path.name}.*"):
-            with contextlib.suppress(FileNotFoundError):
-                left.unlink()
+            left.unlink()
 
 
 def place(root: Path, name: str) -> Path:

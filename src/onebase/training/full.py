@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from onebase.adapter import Adapter
 from onebase.core.contracts import AdapterModule
+from onebase.core.quantized import quantization_of
 from onebase.core.site import Site
-from onebase.errors import ConfigError
+from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.method import Init, Method
 from onebase.tasks import get_task
 from onebase.training.kernels import Kernels
@@ -93,9 +94,12 @@ def trained_whole(
 
     Raises:
         ConfigError: the base carries adapters.
+        UnsupportedError: the base is quantized.
     """
     if base.adapters:
         raise ConfigError(f"full fine-tuning changes what {', '.join(base.adapters)} stand on: remove them first")
+    if kind := quantization_of(base.model):
+        raise UnsupportedError(f"the base is quantized ({kind}), and quantized weights cannot be trained")
     report = report or Reporter()
     start = [p.detach().clone() for p in base.model.parameters()]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.adapter import Adapter
+from onebase.core.draw import Draw
 from onebase.errors import TrainingError
 from onebase.tasks import Examples, get_task
 from onebase.training.settings import Settings, shares
@@ -82,7 +83,7 @@ class JobState:
         self.order = torch.Generator().manual_seed(settings.seed)
         self.order_state = self.order.get_state()  # as it was before this epoch's order was drawn
         self.shuffled: list[int] | None = None
-        adapter.routed.generator = torch.Generator(base.device).manual_seed(settings.seed + 1)
+        adapter.routed.draw = Draw(settings.seed, 0)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +94,7 @@ class JobState:
             self.train = task.for_epoch(self.train, self.settings.seed, self.epoch + 1)
             self.order_state = self.order.get_state()
             self.shuffled = torch.randperm(len(self.train), generator=self.order).tolist()
+        self.adapter.routed.draw = Draw(self.settings.seed, self.history.steps)
         start = self.place * self.per_step
         return self.shuffled[start : start + self.per_step]
 
@@ -193,7 +195,7 @@ class JobState:
     def release(self) -> None:
         """Give the adapter's switches back."""
         self.adapter.train(False)
-        self.adapter.routed.generator = None
+        self.adapter.routed.draw = None
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -202,24 +204,26 @@ class JobState:
 
         Taken between steps. `restore` on a job of the same data and settings continues bit by bit.
         """
-        generator = self.adapter.routed.generator
-        assert generator is not None
         tensors = {f"now.{name}": t.clone() for name, t in self.adapter.tensors().items()}
         tensors |= {f"kept.{name}": t for name, t in self.kept.items()}
         for i, parameter in enumerate(self._optimized()):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value).clone()
-        tensors["order"], tensors["dropout"] = self.order_state.clone(), generator.get_state().clone()
+        tensors["order"] = self.order_state.clone()
         facts = {
             "epoch": self.epoch, "place": self.place, "total": self.total, "targets": self.targets,
             "top": self.top, "waited": self.waited, "history": asdict(self.history),
         }  # fmt: skip
         return tensors, facts
 
+    def last(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the state of a job that takes no further step: `restore` and `end` give its kept epoch again."""
+        tensors, facts = self.state()
+        tensors |= {f"now.{name}": t.clone() for name, t in self.kept.items()}
+        return {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}, facts
+
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Continue from a state."""
-        generator = self.adapter.routed.generator
-        assert generator is not None
         self.adapter.put(_part(tensors, "now."))
         self.kept = {name: t.to(self.base.device) for name, t in _part(tensors, "kept.").items()}
         for i, parameter in enumerate(self._optimized()):
@@ -237,7 +241,6 @@ class JobState:
         self.top, self.waited = facts["top"], facts["waited"]
         self.order.set_state(tensors["order"])
         self.order_state, self.shuffled = tensors["order"].clone(), None
-        generator.set_state(tensors["dropout"])
 
     def _optimized(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

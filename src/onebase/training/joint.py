@@ -3,26 +3,29 @@
 Every optimizer step of a job sees exactly the rows, the mean, the clipping and the rate that it would see alone; only
 the micro-batches are shared. Losses are summed over jobs and differentiated once: parameters of different jobs never
 meet in a row, so the gradient of a job's parameters is the gradient of its own sum, and a NaN stays in its own rows.
-Dropout of deltas is drawn by micro-batch: with dropout a job differs from the same job alone as two seeds differ.
+Dropout is a function of job, step and row (`core.draw`), so it is the same alone and among others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from onebase.devices import shared_tokens
 from onebase.errors import TrainingError
 from onebase.examples import forward_mixed
-from onebase.tasks import get_task
-from onebase.training.checkpoint import Checkpoint
+from onebase.tasks import Examples, get_task
 from onebase.training.job import JobState
 from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter
+from onebase.training.lower import kept_states, not_kept, sentence
+from onebase.training.passes import PassCheckpoint
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -33,19 +36,26 @@ class Member:
     """A job in a joint run.
 
     Attributes:
+        name: the job's.
         state: the job.
-        checkpoint: where its state is written, or None.
         failed: why it was stopped, or None.
+        over: its last state, once it takes no further step; None before.
     """
 
+    name: str
     state: JobState
-    checkpoint: Checkpoint | None = None
     failed: TrainingError | None = None
+    over: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     @property
     def live(self) -> bool:
         """Whether steps are left."""
-        return self.failed is None and not self.state.finished
+        return self.over is None and self.failed is None and not self.state.finished
+
+    def close(self) -> None:
+        """Leave the kept epoch in the adapter, which takes no further step."""
+        self.over = self.over or self.state.last()
+        self.state.end()
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,15 @@ class Piece:
     rows: list[int]
 
 
-def fit_many(base: Base, members: Sequence[Member], kernels: Kernels, report: Reporter) -> None:
+def fit_many(
+    base: Base,
+    members: Sequence[Member],
+    kernels: Kernels,
+    report: Reporter,
+    checkpoint: PassCheckpoint | None = None,
+    finished: Callable[[Member], None] | None = None,
+    held_out: Sequence[Examples] = (),
+) -> None:
     """Train attached adapters together and leave each one's kept epoch in place.
 
     A job whose loss is not finite is stopped, its adapter goes back to its kept epoch, and `failed` says why.
@@ -66,19 +84,39 @@ def fit_many(base: Base, members: Sequence[Member], kernels: Kernels, report: Re
         members: the jobs, new or restored.
         kernels: how the base computes meanwhile.
         report: receives progress, over all jobs together.
+        checkpoint: where the state of all of them is written: before the first step, every `Settings.save_steps`
+            steps of a job, and when a job is over. None: nowhere.
+        finished: called for each job once, as soon as it is over or was stopped; the others wait meanwhile.
+        held_out: rows that each job is scored on after every epoch.
     """
     report.start(sum(m.state.steps for m in members), max(m.state.settings.epochs for m in members))
     report.note(kernels.sentence())
     base.gradient_checkpointing(any(m.state.settings.checkpointing for m in members))
+    waiting = list(members)  # those that `finished` has not seen
     try:
-        with kernels.active():
-            for member in members:
-                member.state.adapter.train()
-                member.state.history.notes["kernels"] = kernels.facts()
-                member.state.begin()
-                _save(member)
-            while live := [m for m in members if m.live]:
-                _round(base, live, report)
+        with contextlib.ExitStack() as run:
+            with kernels.active():
+                kept = run.enter_context(kept_states(base, [m.state for m in members], held_out))
+                if kept:
+                    report.note(sentence(kept))
+                for member in (m for m in members if m.live):
+                    member.state.adapter.train()
+                    member.state.history.notes |= {"kernels": kernels.facts()} | ({"kept": kept} if kept else {})
+                    member.state.begin()
+            _save(checkpoint, members)
+            while waiting:
+                for member in [m for m in waiting if not m.live]:
+                    waiting.remove(member)
+                    member.close()
+                    _save(checkpoint, members)  # first: a kill after it is stored must find that it is over
+                    if finished is not None:
+                        with not_kept(base):  # scored in the base's own dtype, so nothing of the training's is used
+                            finished(member)
+                with kernels.active():
+                    while waiting and all(m.live for m in waiting):
+                        _round(base, waiting, members, report)
+                        if any(m.live and m.state.history.steps % m.state.settings.save_steps == 0 for m in waiting):
+                            _save(checkpoint, members)
     except BaseException:
         for member in members:
             member.state.release()
@@ -86,11 +124,9 @@ def fit_many(base: Base, members: Sequence[Member], kernels: Kernels, report: Re
     finally:
         base.gradient_checkpointing(False)
         report.end()
-    for member in members:
-        member.state.end()
 
 
-def _round(base: Base, live: list[Member], report: Reporter) -> None:
+def _round(base: Base, live: list[Member], members: Sequence[Member], report: Reporter) -> None:
     """Take one optimizer step of every live job."""
     began = time.perf_counter()
     batches = [member.state.batch() for member in live]
@@ -110,7 +146,7 @@ def _round(base: Base, live: list[Member], report: Reporter) -> None:
         # a job's share of the time, by its rows: what its own speed is measured by
         share = (time.perf_counter() - began) * len(batches[i]) / rows
         _step(member, float(sums[i]), float(counts[i]), len(batches[i]), time.perf_counter() - share, report)
-    done = sum(m.state.history.steps for m in live)
+    done = sum(m.state.history.steps for m in members)
     loss = float(sums.sum() / counts.sum().clamp(min=1e-12))
     left = max(m.state.seconds_left for m in live) * len(live)
     report.step(done, loss, rows / (time.perf_counter() - began), left)
@@ -121,20 +157,15 @@ def _step(member: Member, loss: float, count: float, rows: int, began: float, re
     try:
         state.step(loss, count, rows, began)
         if state.epoch_is_over:
-            entry = state.end_epoch()
-            report.epoch({**entry})
-            _save(member)
-        elif state.history.steps % state.settings.save_steps == 0:
-            _save(member)
+            report.job_epoch(member.name, state.settings.epochs, state.end_epoch())
     except TrainingError as error:
         member.failed = error
         state.optimizer.zero_grad(set_to_none=True)
-        report.note(f"{state.adapter.name}: {error}")
 
 
-def _save(member: Member) -> None:
-    if member.checkpoint is not None:
-        member.checkpoint.write(member.state)
+def _save(checkpoint: PassCheckpoint | None, members: Sequence[Member]) -> None:
+    if checkpoint is not None:
+        checkpoint.write(members)
 
 
 def micro_batches(jobs: Sequence[JobState], batches: Sequence[Sequence[int]], tokens: int) -> list[list[Piece]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onebase.devices import CPU_ROWS, has_bf16, measures_attention
+from onebase.devices import CPU_ROWS, has_bf16, measures_attention, wait_for
 from onebase.examples import forward
 from onebase.tasks import Examples
 from onebase.training.narrow import narrow
@@ -134,8 +134,10 @@ def _measure(
     for number in range(ROUNDS):
         for candidate in candidates:
             with _computing(base, *candidate):
+                wait_for(base.device)
                 began = time.perf_counter()
                 forward(base, adapter.name, train, rows).sums.sum().backward()
+                wait_for(base.device)
                 if number:
                     taken[_label(*candidate)].append(time.perf_counter() - began)
     for parameter in adapter.parameters():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from onebase.devices import micro_rows, packed_tokens
 from onebase.examples import forward
-from onebase.tasks import get_task
+from onebase.tasks import Examples, get_task
 from onebase.training.cached import backward_cached, exceeds
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import History, JobState
 from onebase.training.kernels import Kernels
+from onebase.training.lower import kept_states, parts_of, sentence
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -31,6 +33,14 @@ class Reporter:
     def epoch(self, entry: dict[str, float]) -> None:
         """An epoch was scored."""
 
+    def job_epoch(self, job: str, epochs: int, entry: dict[str, float]) -> None:
+        """An epoch of one of several jobs was scored; `epochs` are that job's."""
+        self.epoch(entry)
+
+    def job_end(self, job: str, sentence: str) -> None:
+        """One of several jobs is over: stored, finished or stopped, as the sentence says."""
+        self.note(f"{job}: {sentence}")
+
     def note(self, text: str) -> None:
         """Something worth a line."""
 
@@ -38,7 +48,14 @@ class Reporter:
         """Training is over."""
 
 
-def fit(base: Base, job: JobState, kernels: Kernels, report: Reporter, checkpoint: Checkpoint | None = None) -> History:
+def fit(
+    base: Base,
+    job: JobState,
+    kernels: Kernels,
+    report: Reporter,
+    checkpoint: Checkpoint | None = None,
+    held_out: Sequence[Examples] = (),
+) -> History:
     """Train an attached adapter and leave its best epoch in place.
 
     Args:
@@ -46,6 +63,7 @@ def fit(base: Base, job: JobState, kernels: Kernels, report: Reporter, checkpoin
         job: the adapter with its data and state, new or restored.
         kernels: how the base computes meanwhile.
         report: receives progress.
+        held_out: rows that are scored after every epoch.
         checkpoint: where the state is written every `Settings.save_steps` steps and after every epoch; None: nowhere.
 
     Raises:
@@ -57,18 +75,11 @@ def fit(base: Base, job: JobState, kernels: Kernels, report: Reporter, checkpoin
     base.gradient_checkpointing(job.settings.checkpointing)
     job.adapter.train()
     try:
-        with kernels.active():
-            job.begin()
-            if checkpoint is not None:
-                checkpoint.write(job)
-            while not job.finished:
-                while not job.epoch_is_over:
-                    _step(base, job, report)
-                    if checkpoint is not None and job.history.steps % job.settings.save_steps == 0:
-                        checkpoint.write(job)
-                report.epoch(job.end_epoch())
-                if checkpoint is not None:
-                    checkpoint.write(job)
+        with kernels.active(), kept_states(base, [job], held_out) as kept:
+            if kept:
+                job.history.notes["kept"] = kept
+                report.note(sentence(kept))
+            _epochs(base, job, report, checkpoint)
     except BaseException:
         job.release()
         raise
@@ -77,6 +88,20 @@ def fit(base: Base, job: JobState, kernels: Kernels, report: Reporter, checkpoin
         report.end()
     job.end()
     return job.history
+
+
+def _epochs(base: Base, job: JobState, report: Reporter, checkpoint: Checkpoint | None) -> None:
+    job.begin()
+    if checkpoint is not None:
+        checkpoint.write(job)
+    while not job.finished:
+        while not job.epoch_is_over:
+            _step(base, job, report)
+            if checkpoint is not None and job.history.steps % job.settings.save_steps == 0:
+                checkpoint.write(job)
+        report.epoch(job.end_epoch())
+        if checkpoint is not None:
+            checkpoint.write(job)
 
 
 def _step(base: Base, job: JobState, report: Reporter) -> None:
@@ -94,15 +119,17 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
     means. Micro-batches hold rows of similar length, so that little of the work is padding.
     """
     size = piece = job.settings.batch_size
+    coupled = get_task(job.adapter.task["kind"]).whole_batch
     tokens = None
-    if get_task(job.adapter.task["kind"]).whole_batch:
+    if coupled:
         size = len(batch)
     elif base.packs(job.adapter.name):
         tokens = packed_tokens(base.device)
     else:
         size = micro_rows(base.device, size)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for micro in job.train.batches(batch, size, tokens):
+    parts = [batch] if coupled else parts_of(base, job, batch)
+    for micro in (micro for part in parts for micro in job.train.batches(part, size, tokens)):
         if exceeds(job.adapter.task, job.train, micro):
             part = backward_cached(base, job.adapter, job.train, micro, micro_rows(base.device, piece))
         else:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebase.data import Data
 from onebase.errors import ConfigError, TrainingError
-from onebase.methods.method import Method
-from onebase.methods.registry import parse_method
+from onebase.training.jobs import Job, data_of, jobs_of
 from onebase.training.joint import Member, fit_many
+from onebase.training.kernels import kernels_of
 from onebase.training.loop import Reporter
+from onebase.training.passes import PassCheckpoint, place_of_pass
 from onebase.training.prepare import Prepared, discard, prepare, reading_options
 from onebase.training.run import Run, conclude, kernels_for
 
 if TYPE_CHECKING:
     from onebase.base import Base
-    from onebase.store import Store
+    from onebase.store import Store, Stored
     from onebase.tasks import Examples
 
 SHARED = ("attention", "dtype", "checkpointing")  # settings of the base's computing, which all jobs share
@@ -38,49 +40,32 @@ class Failed:
     error: TrainingError
 
 
-class Job:
-    """One adapter to train: data, method, name, and everything else that `train` takes.
-
-    Args:
-        data: what `load_data` takes.
-        method: a method or its shorthand.
-        name: the adapter's, and where it is stored; None attaches it under the method's name and stores nothing.
-        more: columns, task options and training settings, as for `train`.
-
-    Example:
-        >>> Job(data="reviews.csv", method="bottleneck", name="reviews", lr=1e-3)
-        Job('reviews': bottleneck)
-    """
-
-    def __init__(self, data: Any, method: str | Method | None = None, name: str | None = None, **more: Any):
-        self.data, self.name, self.more = data, name, more
-        self.method = None if method is None else parse_method(method)
-
-    def __repr__(self) -> str:
-        method = "default method" if self.method is None else self.method.shorthand()
-        return f"Job({self.name!r}: {method})"
-
-
 def train_many(
     base: Base,
-    jobs: Sequence[Job],
+    jobs: Sequence[Job] | str | Path,
     *,
     store: Store | None = None,
     report: Reporter | None = None,
     resume: bool = False,
+    save: bool = True,
+    remember: dict[str, Any] | None = None,
 ) -> list[Run | Failed]:
-    """Train many adapters in one pass; each ends as if alone (with dropout: with another seed of it).
+    """Train many adapters in one pass; each ends as if alone.
 
     Rows of all jobs share forward and backward passes. Effective batches, means, optimizer, clipping, schedule, order
     of rows, dropout, early stopping, metrics and checkpoints are each job's own. A job that diverges is stopped and
-    reported, and never touches the others.
+    reported, and never touches the others. A job that is over is stored at once.
 
     Args:
         base: the base; nothing of it changes.
-        jobs: what to train; names must differ.
+        jobs: what to train; names must differ. Or a file of jobs (`training.jobs.read_jobs`), or a folder of data
+            sets, one job each. `training.jobs.grid_jobs` makes the jobs of a grid of settings.
         store: where named jobs are stored; the user's store by default.
         report: receives progress over all jobs.
-        resume: go on with the jobs of an interrupted run that are not stored yet.
+        resume: go on with the interrupted pass over jobs of these names, from its last checkpoint: all weights are
+            then those of an uninterrupted pass, bit by bit. Without a checkpoint it starts over.
+        save: False stores nothing and writes no checkpoint; the adapters stay attached under their names.
+        remember: further facts that checkpoints keep, JSON values.
 
     Returns:
         One result per job, in their order: a run, or `Failed`.
@@ -89,42 +74,84 @@ def train_many(
         ConfigError, DataError, UnsupportedError: before any training, for the first job that cannot start.
     """
     report = report or Reporter()
+    jobs = jobs_of(jobs)
     _check(jobs)
     loaded = _load_once(jobs)
     shared: dict[Any, dict[str, Examples]] = {}
     prepared: list[Prepared] = []
-    results: dict[int, Run | Failed] = {}
+    results: dict[str, Run | Failed] = {}
     try:
         for job, data in zip(jobs, loaded):
             more = _columns_dropped(job.more) if isinstance(data, Data) else job.more
-            prepared.append(
-                prepare(
-                    base,
-                    report,
-                    data=data,
-                    method=job.method,
-                    name=job.name,
-                    store=store,
-                    resume=resume and job.name is not None,
-                    shared=shared,
-                    **more,
-                )
-            )
-        kernels = kernels_for(base, prepared)
-        members = [Member(p.state, p.checkpoint) for p in prepared]
-        fit_many(base, members, kernels, report)
-        for number, (member, mine) in enumerate(zip(members, prepared)):
-            if member.failed is None:
-                results[number] = conclude(base, mine)
-                continue
-            results[number] = Failed(mine.attached, mine.adapter.method.shorthand(), member.failed)
-            discard(base, mine)
+            one = prepare(
+                base, report, data=data, method=job.method, name=job.name if save else None,
+                attach=job.name, store=store, shared=shared, **more,
+            )  # fmt: skip
+            prepared.append(one)
+        members = [Member(p.attached, p.state) for p in prepared]
+        checkpoint = _checkpoint(jobs, prepared, remember)
+        going_on = _go_on(checkpoint, members, report) if resume else False
+        kernels = kernels_of(base, checkpoint.facts["kernels"]) if checkpoint and going_on else None
+        kernels = kernels or kernels_for(base, prepared)
+        if checkpoint is not None:
+            checkpoint.facts["kernels"] = kernels.facts()
+        of = {one.attached: one for one in prepared}
+
+        def finished(member: Member) -> None:
+            mine = of[member.name]
+            if member.failed is not None:
+                results[member.name] = Failed(member.name, mine.adapter.method.shorthand(), member.failed)
+                discard(base, mine)
+                report.job_end(member.name, f"stopped: {member.failed}")
+                return
+            if checkpoint is not None:
+                mine.provenance["pass"] = checkpoint.mark
+            before = _stored_before(mine, checkpoint) if going_on else None
+            results[member.name] = run = conclude(base, mine, before)
+            scores = f"{run.metric} {run.value:.4f}, base {run.base_value:.4f}"
+            report.job_end(member.name, f"{f'stored as {run.ref}' if run.ref else 'done'}: {scores}")
+
+        fit_many(base, members, kernels, report, checkpoint, finished, [p.examples["validation"] for p in prepared])
     except BaseException:
-        for number, mine in enumerate(prepared):
-            if number not in results:
+        for mine in prepared:  # also those that are over: what was to be stored of them is stored
+            if mine.adapter in base.adapters.values():
                 discard(base, mine)
         raise
-    return [results[number] for number in range(len(jobs))]
+    if checkpoint is not None:
+        checkpoint.remove()
+    return [results[mine.attached] for mine in prepared]
+
+
+def _checkpoint(
+    jobs: Sequence[Job], prepared: Sequence[Prepared], remember: dict[str, Any] | None
+) -> PassCheckpoint | None:
+    """Return where the pass writes its state; None where nothing of it will be stored."""
+    own = [one.checkpoint for one in prepared if one.checkpoint is not None]
+    if not own:
+        return None
+    path = place_of_pass(prepared[0].store.root, [job.name for job in jobs])
+    identities = [{} if one.checkpoint is None else one.checkpoint.identity for one in prepared]
+    return PassCheckpoint(path, identities, dict(remember or {}))
+
+
+def _go_on(checkpoint: PassCheckpoint | None, members: Sequence[Member], report: Reporter) -> bool:
+    """Put an interrupted pass back, if there is one."""
+    if checkpoint is None:
+        raise ConfigError("resume=True needs jobs with names: an interrupted pass is found by them")
+    if not checkpoint.restore(members):
+        report.note("no checkpoint of these jobs: starting from the beginning")
+        return False
+    done, steps = sum(m.state.history.steps for m in members), sum(m.state.steps for m in members)
+    report.note(f"going on with {len(members)} jobs at step {done} of {steps}")
+    return True
+
+
+def _stored_before(mine: Prepared, checkpoint: PassCheckpoint | None) -> Stored | None:
+    """Return the version that the interrupted pass had stored of a job, if it had come so far."""
+    if mine.stored is None or checkpoint is None:
+        return None
+    versions = [s for s in mine.store.list() if s.name == mine.stored]
+    return next((s for s in versions if s.config.provenance.get("pass") == checkpoint.mark), None)
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -143,8 +170,6 @@ def _check(jobs: Sequence[Job]) -> None:
 
 def _load_once(jobs: Sequence[Job]) -> list[Any]:
     """Read every source that several jobs name alike once."""
-    from onebase.data import load
-
     seen: dict[Any, Data] = {}
     found = []
     for job in jobs:
@@ -155,7 +180,7 @@ def _load_once(jobs: Sequence[Job]) -> list[Any]:
         source = job.data if isinstance(job.data, str) else id(job.data)
         key = (source, job.more.get("seed") or 0, repr(sorted(options.items())))
         if key not in seen:
-            seen[key] = load(job.data, seed=job.more.get("seed") or 0, **options)
+            seen[key] = data_of(job)
         found.append(seen[key])
     return found
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from onebase.core.quantized import kind_of
+
 
 class NarrowLinear:
     """The forward of a frozen linear map, with weights that were cast before.
@@ -41,6 +43,7 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for module in model.modules()
         if type(module) is nn.Linear
         and module.weight.dtype == torch.float32
+        and not kind_of(module.weight)
         and not module.weight.requires_grad
         and "forward" not in module.__dict__
     ]

@@ -12,6 +12,9 @@ import torch
 
 from onebase.adapter import Adapter
 from onebase.build import build_adapter, default_task
+from onebase.compose.binding import bind
+from onebase.compose.kept import check_kept
+from onebase.compose.recipes import Composition
 from onebase.data import Data, load
 from onebase.data.kinds import ROLES
 from onebase.data.rows import class_names
@@ -84,6 +87,7 @@ def prepare(
     data: Any,
     method: str | Method | None = None,
     name: str | None = None,
+    attach: str | None = None,
     store: Store | None = None,
     provenance: dict[str, Any] | None = None,
     resume: bool = False,
@@ -99,6 +103,7 @@ def prepare(
     """Do everything that comes before the first step; see `train` for the arguments.
 
     Args:
+        attach: name on the base of an adapter that is not stored; by default the method's.
         shared: encoded data of other jobs, by what it depends on; this job's is added.
         build: makes the adapter; as `build_adapter`, which it is by default.
         more: columns, training settings and options of the task.
@@ -112,6 +117,12 @@ def prepare(
     reading = reading_options(more)
     parent = None if init_from is None else read_parent(base, init_from, store)
     method = parent_method(parent, method) if parent else parse_method(method or DEFAULT_METHOD)
+    if isinstance(method, Composition):
+        method = bind(base, method)
+        if method.trained is None:
+            raise ConfigError(f"{method.shorthand()} has nothing to train: base.add attaches it as it is")
+        if name is not None:
+            check_kept(method, store)  # before hours of training
     found = _load(data, seed=more.get("seed") or 0, **reading)
     options = {key: more.pop(key) for key in list(more) if key in get_task(found.kind).options}
     options |= {"max_length": max_length, "template": template, "pooling": pooling}
@@ -121,7 +132,7 @@ def prepare(
     settings = settings_for(method, more, base.anatomy.hidden_size)
     examples = _encoded(base, spec, found, method, {} if shared is None else shared)
     plain = {split: part.for_base for split, part in examples.items()}
-    attached = name or _free_name(base, method.name)
+    attached = name or attach or _free_name(base, method.name)
     adapter = build(
         base, f"{attached}{WHILE_TRAINING}", method, spec, settings.seed, frequent=_frequent(plain["train"]),
         empty=parent is not None,
@@ -137,7 +148,7 @@ def prepare(
             checkpoint = checkpoints.Checkpoint(checkpoints.place(store.root, name), {}, remember)
             checkpoint.identity |= {
                 "base": base.fingerprint(), "data": found.digest, "init_from": parent.digest if parent else None,
-                "method": method.shorthand(), "settings": settings.plain(), "task": dict(spec),
+                "method": identity(method), "settings": settings.plain(), "task": dict(spec),
             }  # fmt: skip
             kernels = _restore(base, state, checkpoint, resume, report)
     except BaseException:
@@ -146,6 +157,13 @@ def prepare(
     return Prepared(
         attached, name, state, found, examples, own, store, checkpoint, kernels, parent, dict(provenance or {})
     )
+
+
+def identity(method: Method) -> str:
+    """Return what tells a method from others: its shorthand, and what the names of a composition mean."""
+    if not isinstance(method, Composition):
+        return method.shorthand()
+    return " ".join([method.shorthand(), *(part.digest for part in method.adapters())])
 
 
 def discard(base: Base, prepared: Prepared) -> None:

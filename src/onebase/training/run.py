@@ -21,7 +21,7 @@ from onebase.training.settings import Settings
 
 if TYPE_CHECKING:
     from onebase.base import Base
-    from onebase.store import Store
+    from onebase.store import Store, Stored
 
 
 @dataclass(eq=False)
@@ -147,7 +147,7 @@ def train(
     )  # fmt: skip
     try:
         kernels = kernels_for(base, [prepared])
-        fit(base, prepared.state, kernels, report, prepared.checkpoint)
+        fit(base, prepared.state, kernels, report, prepared.checkpoint, [prepared.examples["validation"]])
         return conclude(base, prepared)
     except BaseException:
         discard(base, prepared)
@@ -167,12 +167,13 @@ def kernels_for(base: Base, runs: Sequence[Prepared]) -> Kernels:
     return kernels
 
 
-def conclude(base: Base, prepared: Prepared) -> Run:
+def conclude(base: Base, prepared: Prepared, stored: Stored | None = None) -> Run:
     """Score a trained adapter beside its base, give it its name, and store it.
 
     Args:
         base: the base.
         prepared: a run whose last step was taken.
+        stored: the version under which it was stored before, by a pass that was then interrupted; None: it was not.
     """
     adapter, examples = prepared.adapter, prepared.examples
     if prepared.attached in base.adapters:
@@ -182,7 +183,9 @@ def conclude(base: Base, prepared: Prepared) -> Run:
     adapter.fold()
     result = evaluate_examples(base, adapter.name, examples[split], split, own=prepared.own)
     run = _result(base, prepared, result)
-    if prepared.stored is not None:
+    if stored is not None:
+        _point(run, stored)
+    elif prepared.stored is not None:
         facts = {**prepared.provenance, **(prepared.parent.facts() if prepared.parent else {})}
         _store(base, adapter, run, prepared.data, prepared.store, facts)
         assert prepared.checkpoint is not None
@@ -259,7 +262,10 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, pro
             "interval": [run.test.low, run.test.high],
             "p_value": run.test.p_value,
         }
-    stored = base.save(adapter.name, store=store, provenance=facts, metrics=metrics)
+    _point(run, base.save(adapter.name, store=store, provenance=facts, metrics=metrics))
+
+
+def _point(run: Run, stored: Stored) -> None:
     run.ref = stored.ref
     run.bytes = (stored.path / "adapter_model.safetensors").stat().st_size
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from onebase.compose.recipes import Composition
 from onebase.errors import unknown
 from onebase.methods.method import Method, _coerce, check
 from onebase.methods.union import Composite, UnionModule
@@ -40,6 +41,8 @@ class Settings:
         save_steps: optimizer steps between two checkpoints of a run that will be stored (one more after every epoch).
         seed: of initialisation, order of rows and dropout.
         checkpointing: recompute layers in the backward pass to save memory.
+        keep_mb: MiB for states below the lowest layer that the adapter touches, which are computed once and kept for
+            all epochs; 0 computes them in every epoch.
         attention: 'auto' measures eager against sdpa on the first rows, or 'eager', 'sdpa', 'keep' (the base's own).
         dtype: of the forward and backward pass of a float32 base: 'auto' measures bfloat16 against float32, or
             'float32', 'bfloat16'. Adapters are float32 always, and results are scored in the base's own dtype.
@@ -58,13 +61,21 @@ class Settings:
     save_steps: int = 50
     seed: int = 0
     checkpointing: bool = False
+    keep_mb: int = 1024
     attention: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
         for name, low in (("lr", 0), ("head_lr", 0), ("weight_decay", -1e-12), ("clip", -1e-12)):
             check(low < getattr(self, name) < 1e3, f"train.{name}", getattr(self, name), "a positive number")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("save_steps", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("patience", 0),
+            ("save_steps", 1),
+            ("keep_mb", 0),
+        ):
             value = getattr(self, name)
             check(isinstance(value, int) and value >= least, f"train.{name}", value, f"an integer of at least {least}")
         check(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 <= share < 1")
@@ -87,7 +98,7 @@ class Settings:
 # LoRA's, because its product with W is a change relative to W (2501.02137); VeRA 4e-3 to 1e-2, ten times LoRA's there
 # (2310.11454); AdaLoRA as LoRA (2303.10512); IA3 3e-3 (2205.05638); BitFit 1e-4 to 1e-3 (2106.10199) and LayerNorm
 # tuning 1e-3; LoReFT 1e-3 (2404.03592). Trained tokens are input embeddings like prompts, but start from ones that
-# work: a fifth of the prompts' rate.
+# work: a fifth of the prompts' rate. AdapterFusion 5e-5 (2005.00247); dense changes as full fine-tuning, 2e-5 to 5e-5.
 RECIPES: dict[str, dict[str, Any]] = {
     "lora": {"lr": 2e-3},
     "dora": {"lr": 1e-3},
@@ -95,6 +106,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vera": {"lr": 1e-2, "weight_decay": 0.0},
     "adalora": {"lr": 2e-3},
     "bottleneck": {"lr": 1e-3},
+    "dense": {"lr": 5e-5},
+    "fuse": {"lr": 5e-5},
     "ia3": {"lr": 3e-3, "weight_decay": 0.0},
     "bitfit": {"lr": 1e-3, "weight_decay": 0.0},
     "layernorm": {"lr": 1e-3, "weight_decay": 0.0},
@@ -114,6 +127,8 @@ def recipe(method: str | Method, width: int = WIDTH) -> dict[str, Any]:
         method: a method or its name; unknown ones have none of their own.
         width: of the base; the default rate of wide bases is lower, in proportion.
     """
+    if isinstance(method, Composition):
+        return {} if method.trained is None else recipe(method.trained, width)
     if isinstance(method, Composite):
         return {"lr": min(part_rates(method, width))}
     name = method if isinstance(method, str) else method.name

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from onebase.errors import CorruptError, UnsupportedError
+from onebase.errors import ConfigError, CorruptError, UnsupportedError
 from onebase.store.interop.foreign import CONFIG, Foreign, read_settings, read_tensors, refuse
 from onebase.store.interop.modules import Modules
-from onebase.store.interop.peft_config import config_problems, targeted
+from onebase.store.interop.peft_config import READ, config_problems, targeted
+from onebase.store.interop.peft_delta import known_to_peft
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -70,15 +71,17 @@ class PeftFile:
         return str(self.config["peft_type"])
 
 
-def read_peft(folder: Path, base: Base, labels: Iterable[str] = ()) -> Foreign:
+def read_peft(folder: Path, base: Base, labels: Iterable[str] = (), rank: int | None = None) -> Foreign:
     """Read a PEFT adapter for a base.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
         base: what it is to be attached to.
         labels: names of the classes; the file holds none.
+        rank: of the LoRA that a method without a form here becomes; None carries its change exactly.
 
     Raises:
+        ConfigError: a rank, for a method that has a form here.
         UnsupportedError: settings that cannot be carried over, each named.
         CorruptError: a missing, damaged or not finite file.
         MismatchError: tensors that do not fit this base, each named.
@@ -86,6 +89,10 @@ def read_peft(folder: Path, base: Base, labels: Iterable[str] = ()) -> Foreign:
     from onebase.store.interop import peft_head, peft_methods
 
     config = read_settings(folder / CONFIG)
+    if config.get("peft_type") not in READ and known_to_peft(str(config.get("peft_type"))):
+        return _through_peft(folder, base, config, tuple(labels), rank)
+    if rank is not None:
+        raise ConfigError(f"rank = {rank!r}: {config.get('peft_type')} is carried exactly as it is; leave rank out")
     refuse(f"{folder} cannot be carried over", config_problems(config), UnsupportedError)
     file = PeftFile(config, Modules(base))
     for key, tensor in read_tensors(folder, TENSORS, PICKLE).items():
@@ -106,6 +113,26 @@ def read_peft(folder: Path, base: Base, labels: Iterable[str] = ()) -> Foreign:
         made_for=str(config.get("base_model_name_or_path") or ""),
         facts={"peft_version": config.get("peft_version")},
     )
+
+
+def _through_peft(
+    folder: Path, base: Base, config: dict[str, Any], labels: tuple[str, ...], rank: int | None
+) -> Foreign:
+    """Read a method that has no form here by what the installed peft makes of it."""
+    from onebase.store.interop import peft_head
+    from onebase.store.interop.peft_delta import read_delta
+
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 512):
+        raise ConfigError(f"rank = {rank!r}: expected an integer from 1 to 512")
+    file = PeftFile(config, Modules(base))
+    tensors = {key: tensor.float() for key, tensor in read_tensors(folder, TENSORS, PICKLE).items()}
+    method, found = read_delta(folder, base, file, tensors, rank)
+    task, head = peft_head.read_head(file, base, labels)
+    refuse(f"{folder} does not fit this base ({base.id})", file.wrong)
+    return Foreign(
+        format="peft", method=method, task=task, tensors=found | head, notes=tuple(file.notes),
+        made_for=str(config.get("base_model_name_or_path") or ""), facts={"peft_version": config.get("peft_version")},
+    )  # fmt: skip
 
 
 def _sort(file: PeftFile, key: str, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Five hundred damaged adapter folders: each is refused with a message that names the cause, and nothing is executed.
+"""Damage to an adapter folder by somebody with an editor and our own code; `test_store_fuzz.py` does it and looks.
 
 Half of the damage is found by the digest. The other half is sealed again, as somebody with an editor and our own code
 could, so that only what the digest stands for is left to find it: structure, names, shapes, values, base and answers.
@@ -10,27 +10,19 @@ import json
 import os
 import pickle
 import random
-import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import checks
-import pytest
 import torch
-from families import make, tiny_tokenizer
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
-from onebase.base import Base
-from onebase.errors import OnebaseError
-from onebase.store import Store
 from onebase.store.disk import sha256_file
 from onebase.store.schema import CARD_FILE, CONFIG_FILE, TENSORS_FILE, seal
 
-FOLDERS = 500
 FILES = (CONFIG_FILE, TENSORS_FILE, CARD_FILE)
 
 
@@ -346,48 +338,3 @@ DAMAGE = (
     change_the_answers, huge_header, other_base, other_tokenizer, unknown_key, lost_key, wrong_type, bad_setting,
     bad_setting, bad_method, bad_task, bad_task, bad_probes, path_trick, path_trick, no_json, no_text, newer_format,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory) -> tuple[Base, Path]:
-    """A base, and the folder of a stored adapter that loads on it."""
-    base = Base(make("bert"), tiny_tokenizer())
-    task = {"kind": "classification", "labels": ["bad", "good"], "pooling": "mean", "max_length": 16, "template": ""}
-    adapter = base.add("reviews", "lora(rank=2)", task=task)
-    checks.disturb(adapter.module, 1)
-    checks.disturb(adapter.head, 2)
-    stored = base.save("reviews", store=Store(tmp_path_factory.mktemp("store")))
-    base.remove("reviews")
-    base.load(str(stored.path))
-    base.remove("reviews")
-    return base, stored.path
-
-
-@pytest.mark.parametrize("part", range(4))
-def test_damaged_folders_are_refused(good, tmp_path, part):
-    """Each with one of our errors that names the file, tensor, key or check; the base stays as it was."""
-    base, source = good
-    accepted = []
-    for number in range(part * FOLDERS // 4, (part + 1) * FOLDERS // 4):
-        rng = random.Random(number)
-        path = tmp_path / f"{number}"
-        shutil.copytree(source, path)
-        damage = DAMAGE[number % len(DAMAGE)]
-        folder = Folder(path, rng, tmp_path / "executed")
-        cause = damage(folder)
-        where = f"folder {number}, {damage.__name__}"
-        try:
-            base.load(str(path))
-        except OnebaseError as error:
-            found = str(error)
-            assert any(word in found for word in cause.split("|")), f"{where}: {cause!r} is not named in {found[:500]}"
-            assert len(found) < 20_000, f"{where}: a message of {len(found)} characters"
-        except Exception as error:
-            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
-        else:
-            accepted.append(where)
-            base.remove("reviews")
-        assert not base.adapters, where
-        assert not folder.marker.exists(), f"{where}: something was executed"
-        shutil.rmtree(path)
-    assert not accepted
