@@ -6,7 +6,7 @@ import { announce, fill, h, labelled, notice, percent } from "./dom.js";
 import { curl, python, shell, snippets } from "./snippets.js";
 import * as state from "./state.js";
 
-const AT_ONCE = 64, SHOWN = 300, LARGEST = 50e6;
+const AT_ONCE = 64, ASKED = 512, SHOWN = 300, LARGEST = 50e6;
 
 export default function view({ main, models, given }) {
   const able = models.filter((one) => one.classifies);
@@ -55,9 +55,10 @@ export default function view({ main, models, given }) {
     [asked, answers] = [ids, []];
     [bar.hidden, bar.max, bar.value, start.disabled, save.hidden] = [false, data.rows.length, 0, true, true];
     const [t, p] = [at(text.value), pair.value ? at(pair.value) : -1];
+    const step = Math.max(1, Math.min(AT_ONCE, Math.floor(ASKED / ids.length))); // a server limits the rows of a request
     try {
-      for (let begin = 0; begin < data.rows.length; begin += AT_ONCE) {
-        const rows = data.rows.slice(begin, begin + AT_ONCE);
+      for (let begin = 0; begin < data.rows.length; begin += step) {
+        const rows = data.rows.slice(begin, begin + step);
         const found = (await api.post("/v1/classify", { model: ids, input: rows.map((row) => ({ text: row[t], ...(p >= 0 ? { pair: row[p] } : {}) })) }, mine.signal)).data;
         rows.forEach((_, i) => answers.push(ids.map((_, k) => found[i * ids.length + k])));
         bar.value = answers.length;
