@@ -38,13 +38,15 @@ export default function view({ main, models, given }) {
     if (!text.value.trim() || !chosen.length) { fill(answers); return; }
     const writers = chosen.filter((one) => one.generates && !one.classifies), readers = chosen.filter((one) => !writers.includes(one));
     const cards = new Map(chosen.map((one) => [one.id, card(one)]));
-    if (all || !writers.length || !answers.childElementCount) fill(answers, [...cards.values()].map((one) => one.element));
+    const show = () => fill(answers, [...cards.values()].map((one) => one.element));
+    if (writers.length ? all : !answers.childElementCount) show(); // what is read stays until the new answers are there
     button.disabled = true;
     try {
       await Promise.all([
         readers.length ? classify(readers, cards, text.value, secondBox.hidden ? undefined : second.value, mine.signal) : null,
         all ? generate(writers, cards, text.value, Number(most.value), mine.signal) : null,
       ]);
+      if (!writers.length) show();
     } catch (error) {
       if (error.name !== "AbortError") fill(problem, notice(error.message, "error"));
     } finally {
