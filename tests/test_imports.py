@@ -36,6 +36,7 @@ LAYERS = [
     },
     {"training", "evaluation", "examples"},
     {"demo", "support", "comparison"},
+    {"serve"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
