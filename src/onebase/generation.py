@@ -113,8 +113,12 @@ def generate_ids(
     num_beams: int,
     num_return_sequences: int,
     settings: dict[str, Any],
+    criteria: Sequence[Any] = (),
 ) -> list[list[list[int]]]:
     """Generate for every prompt; see `Base.generate`.
+
+    Args:
+        criteria: further stopping criteria of transformers, asked after every step.
 
     Returns:
         per prompt, per returned sequence: the new token ids, without EOS.
@@ -162,7 +166,7 @@ def generate_ids(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=StoppingCriteriaList([RowStop(ends, start)] if any(ends) else []),
+            stopping_criteria=StoppingCriteriaList([*([RowStop(ends, start)] if any(ends) else []), *criteria]),
         )
     stops = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
     per_row = len(output) // len(ends)

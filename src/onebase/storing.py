@@ -154,27 +154,39 @@ def load_adapter(base: Base, ref: str, name: str | None, store: Store | None, ve
     from onebase.store import Store
 
     stored = (store or Store()).resolve(ref)
-    tensors = stored.tensors()
-    check_base(base, stored, verify)
-    config = stored.config.model_dump(mode="json")
     name = name or stored.name
     if name in base.adapters:
+        stored.verify()
+        check_base(base, stored, verify)
         if base.adapters[name].digest == stored.digest:
             return base.adapters[name]
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or load with another name=")
+    return attach_stored(base, build_stored(base, name, stored, store, verify), stored, verify)
+
+
+def build_stored(base: Base, name: str, stored: Stored, store: Store | None = None, verify: bool = True) -> Adapter:
+    """Read and check a stored adapter and build it for a base, without attaching it; errors as of `Base.load`."""
+    tensors = stored.tensors()
+    check_base(base, stored, verify)
+    config = stored.config.model_dump(mode="json")
     wrong = [*spec_problems(config["task"], base.anatomy.stacks[0].position_limit), *_probe_problems(config["probes"])]
     if wrong:
         raise CorruptError(f"{stored.ref} cannot be used:\n  - " + "\n  - ".join(wrong))
     adapter = rebuild(base, name, stored, tensors, store)
     adapter.ref, adapter.digest, adapter.config = stored.ref, stored.digest, config
     adapter.train(False)
+    return adapter
+
+
+def attach_stored(base: Base, adapter: Adapter, stored: Stored, verify: bool = True) -> Adapter:
+    """Attach what `build_stored` made; it is detached again when its probes are answered otherwise."""
     base._attach(adapter)
     if verify:
         try:
             with explained(stored, "probes or task"):
-                _check_probes(base, adapter, config["probes"])
+                _check_probes(base, adapter, adapter.config["probes"])
         except BaseException:
-            base.remove(name)
+            base.remove(adapter.name)
             raise
     return adapter
 

@@ -1,0 +1,74 @@
+"""`onebase serve`: answer over HTTP for one base and all stored adapters."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onebase.cli import options as o
+from onebase.cli.failures import UsageError
+from onebase.cli.output import Output
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    base: o.BaseName = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    keys: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON list of hashed API keys.")] = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of one request, at most.")] = 120.0,
+    device_mb: Annotated[int, typer.Option(help="MiB of adapters attached to the base at once.", min=1)] = 2048,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Print a new key and its hash, and end.")] = False,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Serve a base and every stored adapter over HTTP, with a page at /.
+
+    The key in $ONEBASE_API_KEY may do everything. Without any key everybody on this machine may ask, and nobody may
+    load, promote or remove.
+    """
+    out = Output(as_json)
+    if new_key:
+        from onebase.serve.keys import hashed
+
+        key = secrets.token_urlsafe(32)
+        out.document({"key": key, "hash": hashed(key)}) if as_json else out.note(f"key   {key}\nhash  {hashed(key)}")
+        return
+    try:
+        import uvicorn
+
+        from onebase.serve.http import Server, create_app
+    except ImportError as error:
+        raise UsageError(
+            f"serving needs the extra serve ({error.name} is missing): pip install 'onebase[serve]'"
+        ) from None
+    from onebase.cli.bases import open_base
+    from onebase.serve.catalog import Catalog
+    from onebase.serve.engine import Engine
+    from onebase.serve.keys import VARIABLE, read_keys
+    from onebase.serve.settings import MIB, ServeSettings
+    from onebase.serve.training import Trainings
+    from onebase.store import Store
+
+    found = read_keys(keys, os.environ.get(VARIABLE))
+    if host not in LOOPBACK and not found:
+        raise UsageError(f"--host {host} opens the server to others: set a key with --keys FILE or ${VARIABLE} first")
+    settings = ServeSettings(timeout=timeout, device_bytes=device_mb * MIB)
+    name = base or o.default_base()
+    loaded = open_base(name, device, dtype, out)
+    store = Store()
+    catalog = Catalog([store], [loaded.id, name])
+    trainings = Trainings(name, store.root, done=lambda ref: catalog.forget(ref.partition("@")[0]))
+    server = Server(Engine(loaded, settings), catalog, found, trainings, host in LOOPBACK)
+    out.note(f"serving {name} and {len(catalog.names())} adapters on http://{host}:{port} (page at /, API at /docs)")
+    uvicorn.run(
+        create_app(server), host=host, port=port, log_level="debug" if debug else "warning", access_log=False,
+        timeout_graceful_shutdown=int(settings.drain), timeout_keep_alive=5,
+    )  # fmt: skip

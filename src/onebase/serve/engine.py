@@ -1,0 +1,428 @@
+"""Rows and prompts of any adapters in shared forwards. No HTTP.
+
+One thread answers rows, one writes texts; they take turns step by step. Answers are those of `base.predict` and
+`base.generate`, because they are what is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onebase.errors import OnebaseError, RouteError, UnsupportedError
+from onebase.generation import encode_prompts, generate_ids
+from onebase.serve.catalog import PLAIN
+from onebase.serve.scheduler import Admission, Item, Overloaded, Scheduler
+from onebase.serve.settings import ServeSettings
+from onebase.serve.tiers import Entry, Tiers
+from onebase.serve.turns import Turns
+from onebase.store import Stored
+from onebase.tasks import get_task
+
+if TYPE_CHECKING:
+    from onebase.base import Base
+
+log = logging.getLogger("onebase.serve")
+WINDOW = 10.0  # seconds of rates
+CHARACTERS = 3  # of a token, roughly: rows are weighed before they are encoded
+
+
+class Late(OnebaseError):
+    """The deadline of a request passed."""
+
+
+@dataclass(eq=False)
+class Row:
+    """A text to answer."""
+
+    text: str
+    pair: str | None
+    stored: Stored | None
+    future: Future = field(default_factory=Future)
+    entry: Entry | None = None
+    admission: Admission | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How prompts are continued; prompts with the same settings share a batch."""
+
+    max_new_tokens: int
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A prompt to continue."""
+
+    prompt: Any
+    stored: Stored | None
+    sampling: Sampling
+    seed: int
+    stop: tuple[str, ...]
+    told: Callable[[str], None] | None = None  # receives every piece of text, in the writing thread
+    future: Future = field(default_factory=Future)
+    entry: Entry | None = None
+    admission: Admission | None = None
+    ids: list[int] = field(default_factory=list)  # of the prompt
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a prompt became.
+
+    Attributes:
+        text: without what ended it.
+        reason: stop or length.
+        read, written: tokens of the prompt and of the text.
+    """
+
+    text: str
+    reason: str
+    read: int
+    written: int
+
+
+class Engine:
+    """One base that answers for many.
+
+    Args:
+        base: nothing else uses it while the engine runs.
+        settings: bounds.
+    """
+
+    def __init__(self, base: Base, settings: ServeSettings):
+        self.base, self.settings = base, settings
+        self.turns, self.encoding = Turns(), threading.Lock()
+        self.tiers = Tiers(base, self.turns, self.encoding, settings.device_bytes, settings.memory_bytes)
+        self.rows, self.prompts = Scheduler(), Scheduler()
+        self.batches: deque[dict[str, Any]] = deque(maxlen=600)
+        self.written = deque(maxlen=10_000)  # (time, tokens)
+        self.admitted = Admission(settings.waiting_rows, settings.waiting_rows_each, lambda: self.rates()["rows_per_s"])
+        self.writing = Admission(settings.waiting_prompts, settings.waiting_prompts, lambda: 1.0, "prompts")
+        self.closing = False
+        self._threads = [
+            threading.Thread(target=self._answer, name="onebase-rows", daemon=True),
+            threading.Thread(target=self._write, name="onebase-writer", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(self, rows: Sequence[Row], deadline: float | None = None) -> list[Item]:
+        """Queue rows; each one's future gets its prediction and the entry that answered.
+
+        Raises:
+            Overloaded: there is no room; nothing was queued.
+            UnsupportedError, RouteError: an adapter does not answer such rows; nothing was queued.
+        """
+        for row in rows:
+            self._check(row)
+        return self._enter(rows, self.rows, self.admitted, deadline)
+
+    def write(self, prompts: Sequence[Prompt], deadline: float | None = None) -> list[Item]:
+        """Queue prompts; each one's future gets what was written and the entry that wrote it."""
+        if not self.base.has_lm_head:
+            raise UnsupportedError("this base writes no text: ask /v1/classify or /v1/embeddings")
+        for prompt in prompts:
+            if prompt.stored is not None and not get_task(prompt.stored.config.task["kind"]).writes:
+                kind = prompt.stored.config.task["kind"]
+                raise UnsupportedError(f"adapter {prompt.stored.name!r} labels texts ({kind}): ask /v1/classify")
+        return self._enter(prompts, self.prompts, self.writing, deadline)
+
+    def cancel(self, items: Sequence[Item]) -> None:
+        """Nobody waits for these any more: what has not begun never does, what is written stops at the next step."""
+        for item in items:
+            item.gone = True
+            if item.payload.future.cancel():
+                self._left(item)
+
+    def close(self) -> None:
+        """Finish what was taken, then stop."""
+        self.closing = True
+        until = time.monotonic() + self.settings.drain
+        while (self.admitted.total or self.writing.total) and time.monotonic() < until:
+            time.sleep(0.02)
+        self.rows.close()
+        self.prompts.close()
+        for thread in self._threads:
+            thread.join(5.0)
+        self.tiers.close()
+
+    def rates(self) -> dict[str, float]:
+        """Return what was done per second, lately."""
+        since = time.time() - WINDOW
+        recent = [b for b in list(self.batches) if b["time"] >= since]
+        return {
+            "window_s": WINDOW,
+            "rows_per_s": sum(b["rows"] for b in recent) / WINDOW,
+            "tokens_per_s": sum(b["tokens"] for b in recent) / WINDOW,
+            "batches_per_s": len(recent) / WINDOW,
+            "generated_per_s": sum(n for at, n in list(self.written) if at >= since) / WINDOW,
+        }
+
+    def _check(self, row: Row) -> None:
+        if row.stored is None:
+            return
+        spec = row.stored.config.task
+        task = get_task(spec["kind"])
+        if task.writes:
+            raise UnsupportedError(f"adapter {row.stored.name!r} writes text: ask /v1/completions")
+        if spec.get("pair") and row.pair is None:
+            raise RouteError(f"adapter {row.stored.name!r} reads pairs of texts: give 'pair' beside 'text'")
+        if row.pair is not None and spec["kind"] != "features" and not spec.get("pair"):
+            raise RouteError(f"adapter {row.stored.name!r} reads single texts: leave 'pair' out")
+
+    def _enter(
+        self, asked: Sequence[Any], scheduler: Scheduler, admission: Admission, deadline: float | None
+    ) -> list[Item]:
+        if self.closing:
+            raise Overloaded("the server is shutting down", 5.0)
+        counts = Counter(_queue(one) for one in asked)
+        entered: list[str] = []
+        try:
+            for queue, count in counts.items():
+                admission.enter(queue, count)
+                entered.append(queue)
+        except Overloaded:
+            for queue in entered:
+                admission.leave(queue, counts[queue])
+            raise
+        items = [Item(_queue(one), _cost(one), one, deadline) for one in asked]
+        for item in items:
+            item.payload.admission = admission
+        for item in items:
+            if item.payload.stored is None:
+                scheduler.put([item])
+                continue
+            lease = self.tiers.lease(item.payload.stored)
+            lease.add_done_callback(lambda done, item=item: self._leased(done, item, scheduler))
+        return items
+
+    def _leased(self, done: Future, item: Item, scheduler: Scheduler) -> None:
+        error = done.exception()
+        if error is not None:
+            self._settle(item, error=error)
+            return
+        item.payload.entry = done.result()
+        if item.gone:
+            self._release(item)
+            return
+        scheduler.put([item])
+
+    def _release(self, item: Item) -> None:
+        if item.payload.entry is not None:
+            entry, item.payload.entry = item.payload.entry, None
+            self.tiers.release(entry)
+
+    def _left(self, item: Item) -> None:
+        admission, item.payload.admission = item.payload.admission, None
+        if admission is not None:  # once, however many find that nobody waits
+            admission.leave(item.queue, 1)
+
+    def _settle(self, item: Item, result: Any = None, error: BaseException | None = None) -> None:
+        entry = item.payload.entry
+        self._release(item)
+        if not item.payload.future.set_running_or_notify_cancel():
+            return  # cancelled: it has left already
+        self._left(item)
+        if error is not None:
+            item.payload.future.set_exception(error)
+        else:
+            item.payload.future.set_result((result, entry))
+
+    def _drop(self, late: Sequence[Item]) -> None:
+        for item in late:
+            self._settle(item, error=Late("the deadline passed before an answer was there"))
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def _answer(self) -> None:
+        while self.rows.wait():
+            batch, late = self.rows.take(self.settings.batch_tokens, self.settings.batch_rows, time.monotonic())
+            self._drop(late)
+            for paired in (False, True):
+                part = [item for item in batch if (item.payload.pair is not None) == paired]
+                if part:
+                    self._forward(part)
+
+    def _forward(self, part: list[Item]) -> None:
+        began = time.perf_counter()
+        try:
+            answers = self._predict(part)
+        except Exception:
+            # one row cannot be answered: each by itself, so that its error is its own
+            for item in part:
+                try:
+                    answer = self._predict([item])[0]
+                except Exception as error:
+                    self._settle(item, error=error)
+                else:
+                    self._settle(item, answer)
+            return
+        took = (time.perf_counter() - began) * 1e3
+        self.batches.append({
+            "time": time.time(), "rows": len(part), "tokens": sum(item.cost for item in part), "ms": round(took, 2),
+            "adapters": dict(Counter(item.queue for item in part)),
+        })  # fmt: skip
+        for item, answer in zip(part, answers):
+            self._settle(item, answer)
+
+    def _predict(self, part: Sequence[Item]) -> list[Any]:
+        names = [None if item.payload.entry is None else item.payload.entry.name for item in part]
+        pairs = [item.payload.pair for item in part]
+        with self.turns, self.encoding:
+            return self.base.predict(
+                [item.payload.text for item in part], adapter=names, batch_size=len(part),
+                pairs=None if pairs[0] is None else pairs,
+            )  # fmt: skip
+
+    # -- texts -------------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while self.prompts.wait():
+            batch, late = self.prompts.take(2**31, self.settings.group_prompts, time.monotonic())
+            self._drop(late)
+            groups: dict[Sampling, list[Item]] = {}
+            for item in batch:
+                groups.setdefault(item.payload.sampling, []).append(item)
+            for sampling, part in groups.items():
+                try:
+                    self._group(sampling, part)
+                except Exception as error:
+                    if not isinstance(error, OnebaseError):
+                        log.error("writing failed", exc_info=error)
+                    for item in part:
+                        if not item.payload.future.done():
+                            self._settle(item, error=error)
+
+    def _group(self, sampling: Sampling, part: list[Item]) -> None:
+        names = [None if item.payload.entry is None else item.payload.entry.name for item in part]
+        with self.turns:
+            kept: list[tuple[Item, str | None]] = []
+            for item, name in zip(part, names):
+                try:
+                    with self.encoding:
+                        item.payload.ids = list(encode_prompts(self.base, [item.payload.prompt], [name])[0].ids)
+                    longest = self.base.anatomy.stacks[-1].position_limit
+                    if longest is not None and len(item.payload.ids) + sampling.max_new_tokens > longest:
+                        raise RouteError(
+                            f"{len(item.payload.ids)} tokens of prompt and {sampling.max_new_tokens} new ones: this "
+                            f"base has {longest} positions"
+                        )
+                    kept.append((item, name))
+                except Exception as error:
+                    self._settle(item, error=error)
+            if not kept:
+                return
+            part, names = [item for item, _ in kept], [name for _, name in kept]
+            sampled = sampling.temperature is not None
+            steps = _Steps(self, part)
+            found = generate_ids(
+                self.base, [item.payload.ids for item in part], names, max_new_tokens=sampling.max_new_tokens,
+                do_sample=sampled, seeds=[item.payload.seed for item in part] if sampled else None,
+                temperature=sampling.temperature or 1.0, top_k=sampling.top_k, top_p=sampling.top_p,
+                min_p=sampling.min_p, num_beams=1, num_return_sequences=1, settings={}, criteria=[steps],
+            )  # fmt: skip
+        for row, (item, (ids,)) in enumerate(zip(part, found)):
+            text, stopped = steps.finish(row, ids)
+            reason = "stop" if stopped or len(ids) < sampling.max_new_tokens else "length"
+            self._settle(item, Written(text, reason, len(item.payload.ids), len(ids)))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Decode tokens."""
+        with self.encoding:
+            return self.base.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+class _Steps:
+    """Asked by transformers after every step: hands out text and the turn, and ends rows nobody waits for."""
+
+    def __init__(self, engine: Engine, part: Sequence[Item]):
+        self.engine, self.part = engine, part
+        self.start: int | None = None
+        self.told = [0] * len(part)  # characters handed out
+        self.over = [False] * len(part)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        if self.start is None:
+            self.start = input_ids.shape[1] - 1
+        self.engine.written.append((time.time(), sum(not over for over in self.over)))
+        self.engine.turns.give()
+        try:
+            for row, item in enumerate(self.part):
+                if self.over[row]:
+                    continue
+                late = item.deadline is not None and item.deadline <= time.monotonic()
+                self.over[row] = item.gone or late
+                if not self.over[row] and (item.payload.told or item.payload.stop):
+                    self.over[row] = self._tell(row, input_ids[row, self.start :].tolist())
+        finally:
+            self.engine.turns.take()
+        return torch.tensor(self.over, device=input_ids.device)
+
+    def _tell(self, row: int, ids: list[int]) -> bool:
+        """Hand out what is certain of a text; says whether a stop text was written."""
+        prompt = self.part[row].payload
+        ids = self._own(ids)
+        text = self.engine.text_of(ids)
+        cut = _stop(text, prompt.stop)
+        if cut is not None:
+            return True
+        held = max((len(s) for s in prompt.stop), default=1) - 1  # the beginning of a stop text may be there
+        safe = len(text) - held
+        if prompt.told is not None and not text.endswith("\ufffd") and safe > self.told[row]:
+            prompt.told(text[self.told[row] : safe])
+            self.told[row] = safe
+        return False
+
+    def _own(self, ids: list[int]) -> list[int]:
+        """Cut what follows the end of a text: padding while other rows go on."""
+        own = self.engine.base.model.generation_config.eos_token_id
+        ends = set(own if isinstance(own, (list, tuple)) else [own]) | {self.engine.base.tokenizer.eos_token_id}
+        for place, token in enumerate(ids):
+            if token in ends:
+                return ids[:place]
+        return ids
+
+    def finish(self, row: int, ids: list[int]) -> tuple[str, bool]:
+        """Return the whole text and whether a stop text ended it; hand out the rest."""
+        prompt = self.part[row].payload
+        text = self.engine.text_of(ids)
+        cut = _stop(text, prompt.stop)
+        text = text if cut is None else text[:cut]
+        if prompt.told is not None and len(text) > self.told[row]:
+            prompt.told(text[self.told[row] :])
+        return text, cut is not None
+
+
+def _stop(text: str, stops: Sequence[str]) -> int | None:
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return min(places, default=None)
+
+
+def _queue(one: Any) -> str:
+    return PLAIN if one.stored is None else one.stored.ref
+
+
+def _cost(one: Any) -> int:
+    text = one.text + (one.pair or "") if isinstance(one, Row) else ""
+    return 2 + len(text) // CHARACTERS if text else 1
