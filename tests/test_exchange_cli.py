@@ -66,7 +66,6 @@ def test_import_show_predict_export(base_folder, tmp_path):
     ("words", "code", "message"),
     [
         (["export", "x", "--to", "gguf", "--out", "o"], 1, "convert_hf_to_gguf.py"),
-        (["export", "x", "--to", "onnx", "--out", "o"], 1, "optimum-cli"),
         (["export", "x", "--to", "pefft", "--out", "o"], 1, "peft"),
         (["export", "x", "--out", "o"], 1, "onebase ls"),
     ],

@@ -14,6 +14,7 @@ from onebase.base import Base
 from onebase.core.packing import CHUNK_ROWS, make_packing
 from onebase.core.plan import Plan
 from onebase.errors import RouteError
+from onebase.methods.registry import parse_method
 
 # What must pack: attention on transformers' interface, positions that can be given, no window that counts columns.
 PACKS = {"bert", "bert-decoder", "roberta", "distilbert", "electra", "albert", "gpt2", "llama", "qwen3"}
@@ -71,19 +72,19 @@ def test_packed_equals_padded(family, attention, tokenizer, packed):
         compare(base, [names[0]] * 3, "right", seed=2)
 
 
-def test_positional_methods_and_dropout_are_computed_padded(tokenizer, packed):
-    """Changes at positions read (b, T), and dropout of a padded batch is drawn by its shape."""
+def test_positional_methods_are_computed_padded(tokenizer, packed):
+    """Changes at positions read (b, T); dropout does not hinder packing."""
     with Base(make("bert"), tokenizer) as base:
         base.add("p", "loreft(rank=1)")
         base.add("d", "lora(dropout=0.5)")
         compare(base, ["p", "p", None], "right")
+        assert not packed
         base.adapters["d"].train(False)
         compare(base, ["d", None], "right")
-        assert len(packed) == 1  # outside of training there is no dropout
         base.adapters["d"].train()
         ids, mask = checks.draw(["d", None]).padded("right")
         base.states({"input_ids": ids, "attention_mask": mask}, ["d", None])
-        assert len(packed) == 1
+        assert len(packed) == 2
 
 
 def test_direct_calls_are_what_transformers_computes(tokenizer, packed):
@@ -152,3 +153,20 @@ def test_where_tokens_go():
     assert [chunk.rows for chunk in packing.chunks] == [(0, CHUNK_ROWS), (CHUNK_ROWS, 10)]
     assert make_packing(torch.ones(3, 4)) is None
     assert make_packing(torch.tensor([[1, 1], [0, 0]])) is None  # a row without tokens has no attention
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_checkpointed_layers_are_not_packed(family, tokenizer, packed):
+    """They are computed again after the call has ended: gradients are those without checkpointing."""
+    with Base(make(family), tokenizer) as base:
+        names = checks.attach(base, {"a": parse_method("lora(rank=2)"), "b": parse_method("bottleneck(size=4)")})
+        ids, mask = checks.draw([*names, None]).padded("right")
+        found = []
+        for on in (False, True):
+            base.gradient_checkpointing(on)
+            states = base.states({"input_ids": ids, "attention_mask": mask}, [*names, None])
+            found.append(checks.gradients(base, (states * mask[..., None]).square().sum(), names))
+            assert len(packed) == 1
+        base.gradient_checkpointing(False)
+    for name in names:
+        checks.close_gradients(found[1][name], found[0][name], checks.GRADIENTS, name)

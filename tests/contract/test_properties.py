@@ -110,7 +110,7 @@ def test_a_lowered_plan_applies_each_delta_to_its_rows(names):
 
     class Marker:
         def __init__(self, mark: float):
-            self.name, self.generator, self.has_kv, self.mark = "", None, False, mark
+            self.name, self.draw, self.has_kv, self.mark = "", None, False, mark
             self.deltas = {"site": Mark(mark)}
 
     adapters = {"a": Marker(2.0), "b": Marker(3.0), "c": Marker(5.0)}

@@ -112,11 +112,15 @@ class Anchor:
         """transformers drops the KV cache of checkpointed layers, so a second step would see no earlier token."""
         if call.get(self.cache) is None:
             return
-        if any(layer.training and getattr(layer, CHECKPOINTED, False) for layer in self.stack.layers):
+        if self._checkpointed():
             raise UnsupportedError(
                 "gradient checkpointing is on, and checkpointed layers fill no KV cache: use base.generate or "
                 "base.bind(name).generate, or base.gradient_checkpointing(False) first"
             )
+
+    def _checkpointed(self) -> bool:
+        """Whether layers keep nothing for the backward pass and are computed again in it."""
+        return any(layer.training and getattr(layer, CHECKPOINTED, False) for layer in self.stack.layers)
 
     def _source(self, call: dict[str, Any]) -> tuple[Tensor, int]:
         """Return the tensor whose first dimension is the rows, and the number of tokens that it makes."""
@@ -257,6 +261,8 @@ class Anchor:
         if not self.stack.packs or not isinstance(mask, Tensor) or mask.dim() != 2 or "position_ids" not in self.names:
             return False
         if not self._reads_last_states(call):
+            return False
+        if self._checkpointed():  # layers are computed again after the call, when attention no longer packs
             return False
         return not any(g.adapter.positional for g in plan.groups)
 
