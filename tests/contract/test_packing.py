@@ -122,23 +122,6 @@ def test_a_nan_stays_in_its_rows(tokenizer, packed):
         assert len(packed) == 2
 
 
-def test_checkpointed_layers_pack_alike(tokenizer, packed):
-    """The second computation of a layer finds the packing again."""
-    with Base(make("bert"), tokenizer) as base:
-        checks.attach(base, {"a": every()["lora-0"], "b": every()["prefix-0"]})
-        names = ["a", "b", "a", None]
-        ids, mask = checks.draw(names).padded("right")
-        call = {"input_ids": ids, "attention_mask": mask}
-        found = []
-        for on in (False, True):
-            base.gradient_checkpointing(on)
-            states = base.states(call, names)
-            found.append(checks.gradients(base, (states * checks.weights_like(states, 3)).sum(), ["a", "b"]))
-        for name in ("a", "b"):
-            checks.close_gradients(found[1][name], found[0][name], 1e-6, name)
-        assert len(packed) == 2
-
-
 def test_where_tokens_go():
     """Packing and unpacking are inverse; unpadded batches are left alone; long batches make several chunks."""
     lengths = torch.tensor([3, 1, 5, 2, 5, 4, 1, 1, 2, 3])
