@@ -1,8 +1,8 @@
 """Everything that depends on the device: which one is taken, how much is computed at once, where bfloat16 can pay.
 
-The CPU is what is tested all the time, CUDA where there is a card; Apple's MPS and Windows are written for but untested:
-nothing outside of this file asks for a kind of device, and nothing on the way from data to adapter calls what only POSIX
-has.
+The CPU is what is tested all the time, CUDA where there is a card. Apple's MPS and Windows are written for but
+untested: nothing outside of this file asks for a kind of device, and nothing on the way from data to adapter calls what
+only POSIX has.
 """
 
 from __future__ import annotations
