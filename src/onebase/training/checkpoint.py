@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from onebase.errors import ConfigError, CorruptError
+from onebase.processes import active
 
 if TYPE_CHECKING:
     from onebase.training.job import JobState
@@ -64,7 +65,12 @@ class Checkpoint:
         return tensors, about
 
     def write(self, job: JobState) -> None:
-        """Write the state between two steps; the file before it stays until this one is whole."""
+        """Write the state between two steps; the file before it stays until this one is whole.
+
+        Of several processes the first one writes: the state is the same in all.
+        """
+        if not active().first:
+            return
         from safetensors.torch import save
 
         from onebase.store import disk
@@ -82,6 +88,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget the run."""
+        if not active().first:
+            return
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
         for left in self.path.parent.glob(f".{self.path.name}.*"):

@@ -9,11 +9,12 @@ import torch
 
 from onebase.devices import micro_rows, packed_tokens
 from onebase.examples import forward
-from onebase.tasks import get_task
+from onebase.processes import active
 from onebase.training.cached import backward_cached, exceeds
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import History, JobState
 from onebase.training.kernels import Kernels
+from onebase.training.sharing import add_up, idle, reseed, share, whole_batch
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -91,23 +92,31 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
     """Add up the gradient of the loss summed over the effective batch; return (summed loss, weight of the targets).
 
     Sums and counts are added up apart: the mean is over all targets of the batch, never a mean of the micro-batches'
-    means. Micro-batches hold rows of similar length, so that little of the work is padding.
+    means. Micro-batches hold rows of similar length, so that little of the work is padding. Where several processes
+    train together each takes a share of the rows, and all end with the gradient of all rows.
     """
     size = piece = job.settings.batch_size
     tokens = None
-    if get_task(job.adapter.task["kind"]).whole_batch:
+    together, whole = active(), whole_batch(job)
+    mine = batch if whole else share(job, batch)
+    reseed(job)
+    if whole:
         size = len(batch)
     elif base.packs(job.adapter.name):
         tokens = packed_tokens(base.device)
     else:
         size = micro_rows(base.device, size)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for micro in job.train.batches(batch, size, tokens):
-        if exceeds(job.adapter.task, job.train, micro):
+    micros = list(job.train.batches(mine, size, tokens))
+    for micro in micros:
+        if whole and ((together.size > 1 and not together.sharded) or exceeds(job.adapter.task, job.train, micro)):
             part = backward_cached(base, job.adapter, job.train, micro, micro_rows(base.device, piece))
         else:
             part = forward(base, job.adapter.name, job.train, micro)
             part.sums.sum().backward()
         total += part.sums.detach().double().sum().cpu()
         count += part.counts.sum().double().cpu()
-    return float(total), float(count)
+    for _ in range(together.rounds(len(micros)) - len(micros)):
+        idle(base, job, batch[0])
+    sums, counts = add_up([job], total[None], count[None], repeated=whole and together.sharded)
+    return float(sums), float(counts)

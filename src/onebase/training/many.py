@@ -10,10 +10,12 @@ from onebase.data import Data
 from onebase.errors import ConfigError, TrainingError
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
+from onebase.processes import is_sharded, together
 from onebase.training.joint import Member, fit_many
 from onebase.training.loop import Reporter
 from onebase.training.prepare import Prepared, discard, prepare, reading_options
 from onebase.training.run import Run, conclude, kernels_for
+from onebase.training.sharing import settle
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -88,7 +90,13 @@ def train_many(
     Raises:
         ConfigError, DataError, UnsupportedError: before any training, for the first job that cannot start.
     """
-    report = report or Reporter()
+    with together(is_sharded(base.model)) as processes:
+        return _train_many(base, jobs, store, (report if processes.first else None) or Reporter(), resume)
+
+
+def _train_many(
+    base: Base, jobs: Sequence[Job], store: Store | None, report: Reporter, resume: bool
+) -> list[Run | Failed]:
     _check(jobs)
     loaded = _load_once(jobs)
     shared: dict[Any, dict[str, Examples]] = {}
@@ -111,6 +119,7 @@ def train_many(
                 )
             )
         kernels = kernels_for(base, prepared)
+        settle(base, prepared)
         members = [Member(p.state, p.checkpoint) for p in prepared]
         fit_many(base, members, kernels, report)
         for number, (member, mine) in enumerate(zip(members, prepared)):
