@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebase.cli import options as o
+from onebase.cli import workers
 from onebase.cli.failures import UsageError
 from onebase.cli.output import Output
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from onebase.data import Data
 
 NAME_LENGTH = 64
-NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes")
+NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "processes", "shard")
 
 
 def train(
@@ -100,6 +101,15 @@ def train(
         bool, typer.Option("--dry-run", help="Show what would be trained; train and store nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; train has no question to ask.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=1, metavar="N", rich_help_panel=o.TRAINING, help="Processes that share each step's rows."
+        ),
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", rich_help_panel=o.TRAINING, help="Split the base's layers over the processes.")
+    ] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Train and score, but store nothing.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
@@ -116,7 +126,9 @@ def train(
         )
     given |= roles
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
-    out = Output(as_json)
+    out = workers.output(as_json)
+    if shard and (processes or workers.launched()[1]) == 1:
+        raise UsageError("--shard splits the base over several processes: add --processes N, or start it with torchrun")
     from onebase.cli.merge import choose
 
     below = _interrupted(name, out) if resume else _method_of(init_from)
@@ -124,22 +136,31 @@ def train(
     for sentence in chosen.replaced:
         out.note(sentence)
     stored_as = _checked_name(chosen)
+    if not chosen.get("dry_run") and workers.hand_over(processes):
+        workers.start(processes or 1)
+        return
     found = _load(chosen, out)
     if chosen.get("dry_run"):
         from onebase.cli.dry_run import show_plan
 
         show_plan(chosen, found, stored_as, out)
         return
-    _train(chosen, found, stored_as, out)
+    _train(chosen, found, stored_as, out, shard)
 
 
-def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
+def _train(chosen: Chosen, data: Data, name: str, out: Output, shard: bool) -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
     from onebase.cli.result import show_run
+    from onebase.processes import join, leave
     from onebase.training import train as train_adapter
 
+    join()
     base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
+    if shard:
+        from onebase.training.shard import shard as split
+
+        out.note(split(base))
     saved = not chosen.get("no_save", False)
     out.note(f"training {chosen.method.shorthand()} on {base.id}" + (f", to be stored as {name}" if saved else ""))
     report = reporter()
@@ -165,6 +186,7 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output) -> None:
     finally:
         report.end()
     show_run(run, data, base, out)
+    leave()
 
 
 def _interrupted(name: str | None, out: Output) -> tuple[str, dict[str, Any]]:

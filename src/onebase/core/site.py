@@ -150,6 +150,8 @@ class Site:
                 "or use a method that does not read W"
             )
         tensor = tensor.detach()
+        if hasattr(tensor, "full_tensor"):  # split over processes, all of which ask for it now
+            tensor = tensor.full_tensor()  # type: ignore[operator]
         if hasattr(tensor, "dequantize") and not tensor.is_floating_point():
             tensor = tensor.dequantize()
         return tensor

@@ -40,6 +40,7 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         module
         for module in model.modules()
         if type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter  # not split over processes, nor quantized
         and module.weight.dtype == torch.float32
         and not module.weight.requires_grad
         and "forward" not in module.__dict__
