@@ -186,11 +186,12 @@ def run_examples(
     batches = list(examples.batches(range(len(examples)), batch_size))
     mine = batches[together.rank :: together.size]
     found: list[tuple[list[int], Tensor, Tensor, list[Tensor]]] = []
+    more = together.rounds(len(mine)) - len(mine)
     with torch.no_grad():
         for index in mine:
             part = forward(base, name, examples, index, spec, head)
             found.append((index, part.sums.float().cpu(), part.counts.float().cpu(), [v.cpu() for v in part.values]))
-        for _ in range(together.rounds(len(mine)) - len(mine)):
+        for _ in range(more):
             forward(base, name, examples, batches[0], spec, head)  # all must call a sharded base equally often
     for index, losses, weights, own in (piece for many in together.gather(found) for piece in many):
         sums[index], counts[index] = losses, weights

@@ -139,13 +139,15 @@ def train(
     if not chosen.get("dry_run") and workers.hand_over(processes):
         workers.start(processes or 1)
         return
-    found = _load(chosen, out)
+    with workers.first_speaks():
+        found = _load(chosen, out)
     if chosen.get("dry_run"):
         from onebase.cli.dry_run import show_plan
 
         show_plan(chosen, found, stored_as, out)
         return
-    _train(chosen, found, stored_as, out, shard)
+    with workers.first_speaks():
+        _train(chosen, found, stored_as, out, shard)
 
 
 def _train(chosen: Chosen, data: Data, name: str, out: Output, shard: bool) -> None:

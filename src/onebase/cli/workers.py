@@ -6,7 +6,10 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from onebase.cli.failures import INTERRUPTED, UsageError
 from onebase.cli.output import Output
 
 START_SECONDS = 1200  # as torchrun waits for processes to join
+GRACE = 3.0  # seconds that another process waits before it fails, for the first one to say why
 
 
 class Silent(Output):
@@ -46,6 +50,17 @@ def launched() -> tuple[int, int]:
 def output(as_json: bool) -> Output:
     """Return where this process prints: the first one alone does."""
     return Output(as_json) if launched()[0] == 0 else Silent(as_json)
+
+
+@contextmanager
+def first_speaks() -> Iterator[None]:
+    """Let the first process fail first where all fail alike: its message is the one that is shown."""
+    try:
+        yield
+    except Exception:
+        if launched()[0] > 0:
+            time.sleep(GRACE)
+        raise
 
 
 def hand_over(count: int | None) -> bool:

@@ -108,6 +108,7 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
         size = micro_rows(base.device, size)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     micros = list(job.train.batches(mine, size, tokens))
+    more = together.rounds(len(micros)) - len(micros)  # asked before any call, so that all processes ask at once
     for micro in micros:
         if whole and ((together.size > 1 and not together.sharded) or exceeds(job.adapter.task, job.train, micro)):
             part = backward_cached(base, job.adapter, job.train, micro, micro_rows(base.device, piece))
@@ -116,7 +117,7 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
             part.sums.sum().backward()
         total += part.sums.detach().double().sum().cpu()
         count += part.counts.sum().double().cpu()
-    for _ in range(together.rounds(len(micros)) - len(micros)):
+    for _ in range(more):
         idle(base, job, batch[0])
     sums, counts = add_up([job], total[None], count[None], repeated=whole and together.sharded)
     return float(sums), float(counts)
