@@ -50,15 +50,27 @@ class Stop(Reporter):
             raise KeyboardInterrupt
 
 
+STARTS: dict[str, dict[str, torch.Tensor]] = {}
+LAST: dict[str, torch.Tensor] = {}  # of the last step: the epoch that is kept may be the start
+MOVED: list[float] = []
+
+
 def in_double() -> None:
-    """Let adapters be trained in float64, so that the order of sums hardly shows."""
-    begin = JobState.__init__
+    """Let adapters be trained in float64, so that the order of sums hardly shows, and keep their last values."""
+    begin, end = JobState.__init__, JobState.end
 
     def double(self, base, adapter, *given) -> None:
         adapter.module.double()
         begin(self, base, adapter, *given)
+        STARTS[adapter.name] = adapter.snapshot()
 
-    JobState.__init__ = double
+    def keep(self) -> None:
+        last, start = self.adapter.snapshot(), STARTS[self.adapter.name]
+        LAST.update({f"{self.adapter.name}.{key}": t for key, t in last.items()})
+        MOVED.append(max(float((last[key] - start[key]).abs().max()) for key in last))
+        end(self)
+
+    JobState.__init__, JobState.end = double, keep
 
 
 def base_of(family: str, double: bool = True) -> ob.Base:
@@ -77,7 +89,7 @@ def single(case: str, out: Path, split: bool = False, **more) -> dict[str, torch
         run = ob.train(base, rows, method, name=case, store=Store(out / "store"), seed=1, **given)
         assert run.ref == f"{case}@1" and run.bytes > 0
         about = {"value": torch.tensor([run.value, run.base_value]), "steps": torch.tensor([float(run.history.steps)])}
-        return base.adapters[case].snapshot() | about
+        return LAST | about
 
 
 def many(out: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +102,8 @@ def many(out: Path) -> dict[str, torch.Tensor]:
             ob.Job(NEAR, "lora(rank=2)", "c", seed=3, **given),
         ]
         runs = ob.train_many(base, jobs, store=Store(out / "store"))
-        return {f"{run.name}.{k}": t for run in runs for k, t in base.adapters[run.name].snapshot().items()}
+        assert all(run.ref == f"{run.name}@1" for run in runs)
+        return LAST
 
 
 def interrupted(out: Path, at: int) -> dict[str, torch.Tensor]:
@@ -100,7 +113,7 @@ def interrupted(out: Path, at: int) -> dict[str, torch.Tensor]:
         if at:
             ob.train(base, ROWS, "lora(rank=2)", report=Stop(at), **given)
         ob.train(base, ROWS, "lora(rank=2)", resume=True, **given)
-        return base.adapters["r"].snapshot()
+        return LAST
 
 
 def main(case: str, out: Path, *more: str) -> None:
@@ -115,6 +128,7 @@ def main(case: str, out: Path, *more: str) -> None:
         found = interrupted(out, int(more[0]))
     else:
         found = single(case, out, split="shard" in more and processes.launched() > 1)
+    assert min(MOVED) > 1e-3, MOVED
     if processes.rank() == 0:
         save_file({key: t.contiguous() for key, t in found.items()}, out / "tensors.safetensors")
     processes.leave()
