@@ -16,8 +16,6 @@ from families import make
 from test_as_model import TASK, tiny_data
 from transformers import Trainer, TrainingArguments
 
-WORDS = ["cold", "river", "old", "bridge", "road", "small", "bird", "tall", "tree", "rain"]
-
 
 def arguments(folder: Path, **settings) -> TrainingArguments:
     """Return the settings of a short run on the CPU."""
@@ -66,3 +64,20 @@ def test_trainer_keeps_the_best_and_goes_on_from_a_checkpoint(tokenizer, tmp_pat
             assert torch.allclose(value, kept[key], atol=1e-6), key
         base.remove("a")
         assert checks.differences(before, checks.snapshot(base.model)) == []
+
+
+def test_pipeline_answers_as_the_base_does(tokenizer) -> None:
+    """transformers' pipeline over the module gives the probabilities of `predict`."""
+    from transformers import pipeline
+
+    texts = ["a cold river", "the old bridge"]
+    with ob.Base(make("bert"), tokenizer) as base:
+        base.add("a", "lora(rank=2)", task=TASK)
+        checks.disturb(base.adapters["a"].head, 1)
+        checks.disturb(base.adapters["a"].module, 2)
+        model = base.as_model("a")
+        model.config.id2label = {0: "a", 1: "b"}
+        run = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")
+        for found, expected in zip(run(texts), base.predict(texts, "a")):
+            given = {each["label"]: each["score"] for each in found}
+            assert given == pytest.approx(expected.probabilities, abs=1e-5)

@@ -90,7 +90,7 @@ def start(count: int) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // count))
     os.environ.setdefault("OMP_NUM_THREADS", threads)  # processes that share cores slow each other
     with tempfile.TemporaryDirectory() as folder:
-        hidden: dict[int, Std] = {rank: Std.ALL for rank in range(1, count)}
+        hidden: dict[int, Std] = dict.fromkeys(range(1, count), Std.ALL)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

@@ -1,4 +1,4 @@
-"""Steps that several processes take together: shares of rows, the sum of their gradients, one start; see `processes`."""
+"""Steps that processes take together: shares of rows, the sum of their gradients, one start; see `processes`."""
 
 from __future__ import annotations
 
