@@ -72,6 +72,7 @@ class Base:
         self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
         self._closed = False
         self._merged: Merged | None = None
+        self._whole: str | None = None  # fingerprint from before the layers were split over processes
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
 
     # -- facts ---------------------------------------------------------------------------------------------------
@@ -666,6 +667,8 @@ class Base:
 
     def fingerprint(self) -> str:
         """Return the hash of all base tensors rounded to bf16, so that copies of one checkpoint match."""
+        if self._whole is not None:
+            return self._whole
         from onebase.store import fingerprint_model
 
         return fingerprint_model(self.model)  # remembered there until a tensor changes

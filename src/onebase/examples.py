@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onebase.encode import IGNORED, Encoded, collate, pad_id
 from onebase.errors import DataError
+from onebase.processes import active
 from onebase.tasks import Examples, Losses, Task, get_task
 from onebase.tasks.task import Found
 from onebase.words import seen, vocabulary_size
@@ -204,16 +205,25 @@ def run_examples(
     spec: Mapping[str, Any] | None = None,
     head: nn.Module | None = None,
 ) -> Found:
-    """Run a split without gradients; see `forward`."""
+    """Run a split without gradients; see `forward`. Processes that train together share its batches."""
     sums, counts = torch.zeros(len(examples)), torch.zeros(len(examples))
     values: list[Tensor | None] = [None] * len(examples)
     kind = (base.adapters[name].task if name is not None else spec or {})["kind"]
     if get_task(kind).surface == "logits":
         batch_size = min(batch_size, LOGIT_ROWS)
+    together = active()
+    batches = list(examples.batches(range(len(examples)), batch_size))
+    mine = batches[together.rank :: together.size]
+    found: list[tuple[list[int], Tensor, Tensor, list[Tensor]]] = []
+    more = together.rounds(len(mine)) - len(mine)
     with torch.no_grad():
-        for index in examples.batches(range(len(examples)), batch_size):
+        for index in mine:
             part = forward(base, name, examples, index, spec, head)
-            sums[index], counts[index] = part.sums.float().cpu(), part.counts.float().cpu()
-            for i, value in zip(index, part.values):
-                values[i] = value.cpu()
+            found.append((index, part.sums.float().cpu(), part.counts.float().cpu(), [v.cpu() for v in part.values]))
+        for _ in range(more):
+            forward(base, name, examples, batches[0], spec, head)  # all must call a sharded base equally often
+    for index, losses, weights, own in (piece for many in together.gather(found) for piece in many):
+        sums[index], counts[index] = losses, weights
+        for i, value in zip(index, own):
+            values[i] = value
     return Found(sums, counts, [value for value in values if value is not None])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebase.cli import options as o
+from onebase.cli import workers
 from onebase.cli.failures import UsageError
 from onebase.cli.many import Asked, train_jobs
 from onebase.cli.output import Output
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from onebase.cli.merge import Chosen
     from onebase.data import Data
 
-NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "jobs", "grid", "seeds")
+NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "jobs", "grid", "seeds", "processes", "shard")
 MANY = "Many jobs in one pass"
 
 
@@ -114,6 +115,15 @@ def train(
         bool, typer.Option("--dry-run", help="Show what would be trained; train and store nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; train has no question to ask.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=1, metavar="N", rich_help_panel=o.TRAINING, help="Processes that share each step's rows."
+        ),
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", rich_help_panel=o.TRAINING, help="Split the base's layers over the processes.")
+    ] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Train and score, but store nothing.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
@@ -131,7 +141,9 @@ def train(
         )
     given |= roles
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
-    out = Output(as_json)
+    out = workers.output(as_json)
+    if shard and (processes or workers.launched()[1]) == 1:
+        raise UsageError("--shard splits the base over several processes: add --processes N, or start it with torchrun")
     from onebase.cli.merge import choose
     from onebase.comparison.defaults import METHOD
 
@@ -145,7 +157,11 @@ def train(
     for sentence in chosen.replaced:
         out.note(sentence)
     stored_as = _checked_name(chosen)
-    found = _load(chosen, out)
+    if not chosen.get("dry_run") and workers.hand_over(processes):
+        workers.start(processes or 1)
+        return
+    with workers.first_speaks():
+        found = _load(chosen, out)
     why = ""
     if not chosen.named:
         from onebase.comparison.defaults import default_method
@@ -157,17 +173,24 @@ def train(
 
         show_plan(chosen, found, stored_as, out)
         return
-    _train(chosen, found, stored_as, out, why)
+    with workers.first_speaks():
+        _train(chosen, found, stored_as, out, shard, why)
 
 
-def _train(chosen: Chosen, data: Data, name: str, out: Output, why: str = "") -> None:
+def _train(chosen: Chosen, data: Data, name: str, out: Output, shard: bool, why: str = "") -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
     from onebase.cli.result import draw_curves, show_run
+    from onebase.processes import active, join, leave
     from onebase.training import train as train_adapter
 
+    join()
     where = chosen.get("device"), chosen.get("dtype")
     base = open_base(chosen.get("base", o.default_base()), *where, out, chosen.get("quantize"))
+    if shard:
+        from onebase.training.shard import shard as split
+
+        out.note(split(base))
     saved = not chosen.get("no_save", False)
     out.note(f"training {chosen.method.shorthand()} on {base.id}" + (f", to be stored as {name}" if saved else ""))
     report = reporter()
@@ -195,8 +218,9 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output, why: str = "") ->
     if run.ref:
         draw_curves([run], out)
     show_run(run, data, base, out)
-    if run.ref:
+    if run.ref and active().first:
         _report(run, base, data, why, out)
+    leave()
 
 
 def _report(run: Any, base: Any, data: Data, why: str, out: Output) -> None:

@@ -150,8 +150,12 @@ class Site:
                 f"site {self.name}: its {name} is offloaded (on the meta device); load the base without offload "
                 "or use a method that does not read W"
             )
-        tensor = tensor if kind_of(tensor) else tensor.detach()
-        return dequantized(self.module, tensor) if kind_of(tensor) else tensor
+        if not kind_of(tensor):
+            tensor = tensor.detach()
+            if hasattr(tensor, "full_tensor"):  # split over processes, all of which ask for it now
+                tensor = tensor.full_tensor()  # type: ignore[operator]
+            return tensor
+        return dequantized(self.module, tensor)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

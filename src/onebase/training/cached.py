@@ -17,6 +17,7 @@ from torch import Tensor
 from onebase.adapter import Adapter
 from onebase.encode import Encoded, collate, pad_id
 from onebase.examples import drawn, row_keys
+from onebase.processes import active
 from onebase.tasks import Examples, Losses, get_task
 
 if TYPE_CHECKING:
@@ -41,12 +42,17 @@ def backward_cached(base: Base, adapter: Adapter, examples: Examples, index: Seq
         examples, index: the whole batch.
         size: rows per forward.
 
+    Where several processes train together each computes a share of the texts in both passes; the loss is that of all
+    of them. Every process has the gradient of its own texts, and the first one alone has the losses.
+
     Returns:
         The losses, without a graph.
     """
+    together = active()
     task, spec = get_task(adapter.task["kind"]), adapter.task
     rows = task.inputs(examples, index)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    order = together.share(range(len(rows)), lambda i: len(rows[i].ids))
+    order.sort(key=lambda i: len(rows[i].ids))
     pieces = [order[start : start + size] for start in range(0, len(order), size)]
     keys = row_keys(index, len(rows))
     outputs: list[Tensor] = []
@@ -58,15 +64,25 @@ def backward_cached(base: Base, adapter: Adapter, examples: Examples, index: Seq
     with torch.no_grad():
         for piece in pieces:
             outputs.append(read(piece))
-    place = torch.empty(len(rows), dtype=torch.long)
-    place[torch.tensor(order)] = torch.arange(len(rows))
-    out = torch.cat(outputs)[place.to(outputs[0].device)].requires_grad_()
+    out = _placed(order, outputs, len(rows), base.device).requires_grad_()
     part = task.losses(out, examples, index, spec, adapter.head)
     part.sums.sum().backward()
     assert out.grad is not None
     for piece in pieces:
         torch.autograd.backward(read(piece), out.grad[torch.tensor(piece, device=out.device)])
-    return Losses(part.sums.detach(), part.counts.detach())
+    told = 1.0 if together.first else 0.0
+    return Losses(part.sums.detach() * told, part.counts.detach() * told)
+
+
+def _placed(order: Sequence[int], outputs: Sequence[Tensor], n: int, device: torch.device) -> Tensor:
+    """Return the outputs (n, ...) of all processes in the order of the texts."""
+    mine = torch.cat(list(outputs)) if outputs else None
+    found = [(list(order), mine)]
+    if active().size > 1:
+        found = active().gather((list(order), None if mine is None else mine.cpu()))
+    place = torch.empty(n, dtype=torch.long, device=device)
+    place[torch.tensor([i for own, _ in found for i in own], device=device)] = torch.arange(n, device=device)
+    return torch.cat([many.to(device) for _, many in found if many is not None])[place]
 
 
 def _read(base: Base, adapter: Adapter, rows: Sequence[Encoded]) -> Tensor:

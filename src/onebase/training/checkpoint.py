@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from onebase.errors import ConfigError, CorruptError
+from onebase.processes import active
 
 if TYPE_CHECKING:
     from onebase.training.job import JobState
@@ -64,13 +65,19 @@ class Checkpoint:
         return tensors, about
 
     def write(self, job: JobState) -> None:
-        """Write the state between two steps; the file before it stays until this one is whole."""
+        """Write the state between two steps; the file before it stays until this one is whole.
+
+        Of several processes the first one writes: the state is the same in all.
+        """
+        if not active().first:
+            return
         tensors, state = job.state()
         publish(self.path, tensors, {"identity": self.identity, "facts": self.facts, "state": state})
 
     def remove(self) -> None:
         """Forget the run."""
-        unpublish(self.path)
+        if active().first:
+            unpublish(self.path)
 
 
 def publish(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

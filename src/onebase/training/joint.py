@@ -20,12 +20,14 @@ from torch import Tensor
 from onebase.devices import shared_tokens
 from onebase.errors import TrainingError
 from onebase.examples import forward_mixed
+from onebase.processes import active
 from onebase.tasks import Examples, get_task
 from onebase.training.job import JobState
 from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter
 from onebase.training.lower import kept_states, not_kept, sentence
 from onebase.training.passes import PassCheckpoint
+from onebase.training.sharing import add_up, shares
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -132,7 +134,8 @@ def _round(base: Base, live: list[Member], members: Sequence[Member], report: Re
     batches = [member.state.batch() for member in live]
     sums = torch.zeros(len(live), dtype=torch.float64)
     counts = torch.zeros(len(live), dtype=torch.float64)
-    for pieces in micro_batches([m.state for m in live], batches, shared_tokens(base.device)):
+    states = [member.state for member in live]
+    for pieces in micro_batches(states, shares(states, batches), shared_tokens(base.device)):
         parts = [(live[p.job].state.adapter.name, live[p.job].state.train, p.rows) for p in pieces]
         total = torch.zeros((), device=base.device)
         for piece, part in zip(pieces, forward_mixed(base, parts)):
@@ -141,6 +144,7 @@ def _round(base: Base, live: list[Member], members: Sequence[Member], report: Re
             sums[piece.job] += loss.detach().double().cpu()
             counts[piece.job] += part.counts.sum().double().cpu()
         total.backward()
+    sums, counts = add_up(states, sums, counts, repeated=active().sharded)
     rows = sum(len(batch) for batch in batches)
     for i, member in enumerate(live):
         # a job's share of the time, by its rows: what its own speed is measured by
@@ -183,7 +187,7 @@ def micro_batches(jobs: Sequence[JobState], batches: Sequence[Sequence[int]], to
     rows: list[tuple[int, int, int]] = []  # (length, job, row)
     for number, (job, batch) in enumerate(zip(jobs, batches)):
         if get_task(job.adapter.task["kind"]).whole_batch:
-            found.append([Piece(number, list(batch))])
+            found += [[Piece(number, list(batch))]] if batch else []
         else:
             rows += [(len(job.train.rows[row].ids), number, row) for row in batch]
     rows.sort()

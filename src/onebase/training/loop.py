@@ -10,12 +10,14 @@ import torch
 
 from onebase.devices import micro_rows, packed_tokens
 from onebase.examples import forward
-from onebase.tasks import Examples, get_task
+from onebase.processes import active
+from onebase.tasks import Examples
 from onebase.training.cached import backward_cached, exceeds
 from onebase.training.checkpoint import Checkpoint
 from onebase.training.job import History, JobState
 from onebase.training.kernels import Kernels
 from onebase.training.lower import kept_states, parts_of, sentence
+from onebase.training.sharing import add_up, idle, share, whole_batch
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -116,25 +118,32 @@ def _accumulate(base: Base, job: JobState, batch: list[int]) -> tuple[float, flo
     """Add up the gradient of the loss summed over the effective batch; return (summed loss, weight of the targets).
 
     Sums and counts are added up apart: the mean is over all targets of the batch, never a mean of the micro-batches'
-    means. Micro-batches hold rows of similar length, so that little of the work is padding.
+    means. Micro-batches hold rows of similar length, so that little of the work is padding. Where several processes
+    train together each takes a share of the rows, and all end with the gradient of all rows.
     """
     size = piece = job.settings.batch_size
-    coupled = get_task(job.adapter.task["kind"]).whole_batch
     tokens = None
-    if coupled:
+    together, whole = active(), whole_batch(job)
+    mine = batch if whole else share(job, batch)
+    if whole:
         size = len(batch)
     elif base.packs(job.adapter.name):
         tokens = packed_tokens(base.device)
     else:
         size = micro_rows(base.device, size)
     total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    parts = [batch] if coupled else parts_of(base, job, batch)
-    for micro in (micro for part in parts for micro in job.train.batches(part, size, tokens)):
-        if exceeds(job.adapter.task, job.train, micro):
+    parts = [mine] if whole else parts_of(base, job, mine)
+    micros = [micro for part in parts for micro in job.train.batches(part, size, tokens)]
+    more = together.rounds(len(micros)) - len(micros)  # asked before any call, so that all processes ask at once
+    for micro in micros:
+        if whole and ((together.size > 1 and not together.sharded) or exceeds(job.adapter.task, job.train, micro)):
             part = backward_cached(base, job.adapter, job.train, micro, micro_rows(base.device, piece))
         else:
             part = forward(base, job.adapter.name, job.train, micro)
             part.sums.sum().backward()
         total += part.sums.detach().double().sum().cpu()
         count += part.counts.sum().double().cpu()
-    return float(total), float(count)
+    for _ in range(more):
+        idle(base, job, batch[0])
+    sums, counts = add_up([job], total[None], count[None], repeated=whole and together.sharded)
+    return float(sums), float(counts)

@@ -18,6 +18,7 @@ from onebase.core.kept import Memory, Passing, Text, passing
 from onebase.core.trunk import first_layer
 from onebase.devices import packed_tokens
 from onebase.encode import Encoded, collate, pad_id
+from onebase.processes import is_sharded
 from onebase.tasks import Examples, Task, get_task
 from onebase.training.job import JobState
 
@@ -113,6 +114,8 @@ def _layer(base: Base, jobs: Sequence[JobState]) -> int:
     stack = base.anatomy.stacks[0]
     if not stack.trunk or base.is_encoder_decoder:
         return 0
+    if is_sharded(base.model):
+        return 0  # all processes must call every layer equally often
     if any(parameter.requires_grad for parameter in base.model.parameters()):
         return 0  # the base itself is trained
     tasks = [type(get_task(job.adapter.task["kind"])) for job in jobs]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onebase.data import Data
 from onebase.errors import ConfigError, TrainingError
+from onebase.processes import is_sharded, together
 from onebase.training.jobs import Job, data_of, jobs_of
 from onebase.training.joint import Member, fit_many
 from onebase.training.kernels import kernels_of
@@ -16,6 +17,7 @@ from onebase.training.loop import Reporter
 from onebase.training.passes import PassCheckpoint, place_of_pass
 from onebase.training.prepare import Prepared, discard, prepare, reading_options
 from onebase.training.run import Run, conclude, kernels_for
+from onebase.training.sharing import settle
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -73,8 +75,15 @@ def train_many(
     Raises:
         ConfigError, DataError, UnsupportedError: before any training, for the first job that cannot start.
     """
-    report = report or Reporter()
-    jobs = jobs_of(jobs)
+    with together(is_sharded(base.model)) as processes:
+        report = (report if processes.first else None) or Reporter()
+        return _train_many(base, jobs_of(jobs), store, report, resume, save, remember)
+
+
+def _train_many(
+    base: Base, jobs: Sequence[Job], store: Store | None, report: Reporter, resume: bool, save: bool,
+    remember: dict[str, Any] | None,
+) -> list[Run | Failed]:  # fmt: skip
     _check(jobs)
     loaded = _load_once(jobs)
     shared: dict[Any, dict[str, Examples]] = {}
@@ -95,6 +104,7 @@ def train_many(
         kernels = kernels or kernels_for(base, prepared)
         if checkpoint is not None:
             checkpoint.facts["kernels"] = kernels.facts()
+        settle(base, prepared)
         of = {one.attached: one for one in prepared}
 
         def finished(member: Member) -> None:

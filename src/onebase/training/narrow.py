@@ -42,6 +42,7 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         module
         for module in model.modules()
         if type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter  # not split over processes, nor quantized
         and module.weight.dtype == torch.float32
         and not kind_of(module.weight)
         and not module.weight.requires_grad

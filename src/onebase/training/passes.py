@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from onebase.errors import ConfigError, TrainingError
+from onebase.processes import active
 from onebase.training.checkpoint import SUFFIX, check_same, publish, read, unpublish
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class PassCheckpoint:
 
     def write(self, members: Sequence[Member]) -> None:
         """Write the state of all jobs between two steps; the file before it stays until this one is whole."""
+        if not active().first:
+            return
         tensors: dict[str, Tensor] = {}
         jobs = []
         for number, member in enumerate(members):
@@ -79,7 +82,8 @@ class PassCheckpoint:
 
     def remove(self) -> None:
         """Forget the pass."""
-        unpublish(self.path)
+        if active().first:
+            unpublish(self.path)
 
 
 def place_of_pass(root: Path, names: Sequence[str | None]) -> Path:

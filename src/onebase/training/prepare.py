@@ -23,6 +23,7 @@ from onebase.evaluation import score_base, with_extras
 from onebase.examples import encode, run_examples
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
+from onebase.processes import active
 from onebase.tasks import Examples, Scores, get_task
 from onebase.tasks.spec import POOLINGS, template_problem
 from onebase.tasks.task import choose_option
@@ -186,7 +187,7 @@ def _restore(
     base: Base, state: JobState, checkpoint: checkpoints.Checkpoint, resume: bool, report: Reporter
 ) -> Kernels | None:
     """Put an interrupted run's state back; return how it computed."""
-    before = checkpoint.found() if resume else None
+    before = active().only_first(checkpoint.found) if resume else None
     if before is not None:
         state.restore(before[0], before[1]["state"])
         report.note(f"going on with {checkpoint.path.stem} at step {state.history.steps} of {state.steps}")
@@ -315,7 +316,8 @@ def _scorer(base: Base, adapter: Adapter, examples: dict[str, Examples]) -> Any:
         loss = float(found.metrics.get("loss", 0.0))
         # 95 % of a normal lie within 1.96 standard errors on each side; a loss is compared exactly
         noise = (found.interval[1] - found.interval[0]) / (2 * 1.96) if found.about.higher else 0.0
-        return Checked(found.rank, noise, {found.metric: found.value, "validation_loss": loss})
+        checked = Checked(found.rank, noise, {found.metric: found.value, "validation_loss": loss})
+        return active().from_first(checked)  # all must stop at the same epoch
 
     return run
 

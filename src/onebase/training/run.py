@@ -12,12 +12,15 @@ from onebase.adapter import Adapter
 from onebase.data import Data
 from onebase.evaluation import Evaluation, evaluate_examples
 from onebase.methods.method import Method
+from onebase.processes import active, is_sharded, together
 from onebase.statistics import PairedTest
+from onebase.storing import describe
 from onebase.training.job import History
 from onebase.training.kernels import Kernels, choose_kernels
 from onebase.training.loop import Reporter, fit
 from onebase.training.prepare import Prepared, discard, label_counts, prepare
 from onebase.training.settings import Settings
+from onebase.training.sharing import agreed, settle
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -132,6 +135,9 @@ def train(
             class_weights or windows (see `onebase.tasks`), and the columns of further roles: source, target, messages,
             anchor, positive, negative, score.
 
+    Where a launcher such as torchrun started several processes they train one adapter together: all call this with
+    the same arguments, each computes a share of every step's rows, and the first one reports and stores.
+
     Returns:
         The run. The adapter stays attached, with its best epoch.
 
@@ -139,19 +145,22 @@ def train(
         DataError, ConfigError, UnsupportedError: before any training.
         TrainingError: the loss became infinite or NaN.
     """
-    report = report or Reporter()
-    prepared = prepare(
-        base, report, data=data, method=method, name=name, task=task, text=text, text_pair=text_pair, label=label,
-        prompt=prompt, completion=completion, limit=limit, max_length=max_length, template=template, pooling=pooling,
-        store=store, provenance=provenance, resume=resume, init_from=init_from, remember=remember, **settings,
-    )  # fmt: skip
-    try:
-        kernels = kernels_for(base, [prepared])
-        fit(base, prepared.state, kernels, report, prepared.checkpoint, [prepared.examples["validation"]])
-        return conclude(base, prepared)
-    except BaseException:
-        discard(base, prepared)
-        raise
+    with together(is_sharded(base.model)) as processes:
+        report = (report if processes.first else None) or Reporter()
+        prepared = prepare(
+            base, report, data=data, method=method, name=name, task=task, text=text, text_pair=text_pair, label=label,
+            prompt=prompt, completion=completion, limit=limit, max_length=max_length, template=template,
+            pooling=pooling, store=store, provenance=provenance, resume=resume, init_from=init_from,
+            remember=remember, **settings,
+        )  # fmt: skip
+        try:
+            kernels = kernels_for(base, [prepared])
+            settle(base, [prepared])
+            fit(base, prepared.state, kernels, report, prepared.checkpoint, [prepared.examples["validation"]])
+            return conclude(base, prepared)
+        except BaseException:
+            discard(base, prepared)
+            raise
 
 
 def kernels_for(base: Base, runs: Sequence[Prepared]) -> Kernels:
@@ -161,6 +170,7 @@ def kernels_for(base: Base, runs: Sequence[Prepared]) -> Kernels:
     kernels = next((run.kernels for run in runs if run.kernels), None) or choose_kernels(
         base, first.adapter, first.examples["train"], first.state.settings, memory
     )
+    kernels = agreed(base, kernels)
     for run in runs:
         if run.checkpoint is not None:
             run.checkpoint.facts["kernels"] = kernels.facts()
@@ -262,12 +272,23 @@ def _store(base: Base, adapter: Adapter, run: Run, data: Data, store: Store, pro
             "interval": [run.test.low, run.test.high],
             "p_value": run.test.p_value,
         }
-    _point(run, base.save(adapter.name, store=store, provenance=facts, metrics=metrics))
+
+    def save() -> tuple[str, int]:
+        stored = base.save(adapter.name, store=store, provenance=facts, metrics=metrics)
+        return stored.ref, _size(stored)
+
+    processes = active()
+    if processes.sharded and not processes.first:
+        describe(base, adapter)  # the probes of what is stored need every process
+    run.ref, run.bytes = processes.only_first(save)
 
 
 def _point(run: Run, stored: Stored) -> None:
-    run.ref = stored.ref
-    run.bytes = (stored.path / "adapter_model.safetensors").stat().st_size
+    run.ref, run.bytes = stored.ref, _size(stored)
+
+
+def _size(stored: Stored) -> int:
+    return (stored.path / "adapter_model.safetensors").stat().st_size
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
