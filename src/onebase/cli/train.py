@@ -149,6 +149,8 @@ def train(
 
     asked = Asked(jobs, tuple(grid or ()), seeds)
     if asked.many(data):
+        if processes or shard:
+            raise UsageError("many jobs train in one process: leave --processes and --shard out")
         chosen = choose(given, sets or [], config, "lora", _method_of(init_from))
         train_jobs(asked, chosen, method is not None, out)
         return
@@ -215,7 +217,7 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output, shard: bool, why:
         raise
     finally:
         report.end()
-    if run.ref:
+    if run.ref and active().first:
         draw_curves([run], out)
     show_run(run, data, base, out)
     if run.ref and active().first:
