@@ -208,6 +208,8 @@ def test_keys_open_only_what_they_may(labels):
         seen = labels.call("GET", path, key=USER).text
         assert "bottle" not in seen
         assert "prefix@" not in seen
+    assert labels.call("GET", "/metrics", key=None).status_code == 401
+    assert labels.call("GET", "/metrics", key=USER).status_code == 403
     assert labels.call("GET", "/v1/adapters/bottle", key=USER).status_code == 404
     assert labels.call("POST", "/v1/adapters", {"ref": "lora"}, key=USER).status_code == 403
 
@@ -253,7 +255,7 @@ def test_withdrawn_adapters_are_gone_until_they_are_loaded(labels):
 def test_metrics_and_models_name_what_is_there(labels):
     """Prometheus text, the list of models, the schema."""
     labels.call("POST", "/v1/classify", {"model": "lora", "input": "a"})
-    text = httpx.get(labels.address + "/metrics").text
+    text = labels.call("GET", "/metrics").text
     assert 'onebase_adapter_requests{ref="lora@2"}' in text
     assert "vllm:lora_requests_info" in text
     models = {m["id"]: m for m in labels.call("GET", "/v1/models").json()["data"]}
@@ -353,3 +355,24 @@ def test_a_restart_under_load_loses_nothing_for_clients_that_retry(labels):
     assert before > 0
     assert len(answered) > before
     assert set(answered) == {wanted}
+
+
+def test_a_text_cut_off_by_its_deadline_is_no_answer():
+    """What was written until then is not handed out as complete."""
+    from onebase.base import Base
+    from onebase.serve.engine import Engine, Late, Prompt, Sampling
+    from onebase.serve.settings import ServeSettings
+
+    with Base(make("llama"), tiny_tokenizer()) as base:
+        engine = Engine(base, ServeSettings())
+        try:
+            for tokens in (8, 40):  # the first one warms up, and has time
+                limit = time.monotonic() + (30 if tokens == 8 else 0.02)
+                (item,) = engine.write([Prompt("the red cat", None, Sampling(tokens), 0, ())], limit)
+                if tokens == 8:
+                    assert item.payload.future.result(30)[0].written > 0
+                    continue
+                with pytest.raises(Late):
+                    item.payload.future.result(30)
+        finally:
+            engine.close()

@@ -343,6 +343,9 @@ class Engine:
                 min_p=sampling.min_p, num_beams=1, num_return_sequences=1, settings={}, criteria=[steps],
             )  # fmt: skip
         for row, (item, (ids,)) in enumerate(zip(part, found)):
+            if steps.late[row]:
+                self._drop([item])
+                continue
             text, stopped = steps.finish(row, ids)
             reason = "stop" if stopped or len(ids) < sampling.max_new_tokens else "length"
             self._settle(item, Written(text, reason, len(item.payload.ids), len(ids)))
@@ -361,6 +364,7 @@ class _Steps:
         self.start: int | None = None
         self.told = [0] * len(part)  # characters handed out
         self.over = [False] * len(part)
+        self.late = [False] * len(part)  # over because its deadline passed: what was written is no answer
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         if self.start is None:
@@ -372,6 +376,7 @@ class _Steps:
                 if self.over[row]:
                     continue
                 late = item.deadline is not None and item.deadline <= time.monotonic()
+                self.late[row] = late
                 self.over[row] = item.gone or late
                 if not self.over[row] and (item.payload.told or item.payload.stop):
                     self.over[row] = self._tell(row, input_ids[row, self.start :].tolist())

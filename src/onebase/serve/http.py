@@ -325,7 +325,9 @@ def _state(app: FastAPI, server: Server, use: Any) -> None:
         return JSONResponse({"status": "ready", "base": server.base.id})
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> PlainTextResponse:
+    def metrics(key: Key = Depends(use)) -> PlainTextResponse:
+        if key.adapters is not None:
+            raise HTTPException(403, "the metrics name every adapter, and this key may use some only")
         return PlainTextResponse(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/stats")

@@ -19,7 +19,6 @@ class ServeSettings:
         waiting_rows: rows that may be in the server at once, all adapters together.
         waiting_rows_each: the same, of one adapter.
         waiting_prompts: prompts that may be in the server at once.
-        writers: groups of prompts that are written in turns.
         group_prompts: most prompts of one group.
         device_bytes: bytes of adapters attached to the base.
         memory_bytes: bytes of adapters kept off the device.
@@ -37,7 +36,6 @@ class ServeSettings:
     waiting_rows: int = 8192
     waiting_rows_each: int = 2048
     waiting_prompts: int = 512
-    writers: int = 4
     group_prompts: int = 16
     device_bytes: int = 2048 * MIB
     memory_bytes: int = 4096 * MIB

@@ -1,8 +1,8 @@
 """Where adapters are: on disk, in memory, or attached to the base on its device; least recently used go first.
 
-One thread loads and evicts, one adapter after the other, so requests for adapters that are there never wait for the
-disk. An adapter is what its digest says: a folder that changes under the same name is another entry. Who uses an entry
-holds a lease; an entry with leases is never moved.
+One thread loads and evicts, one adapter after the other. Building one holds the tokenizer, so rows of other adapters
+wait meanwhile. An adapter is what its digest says: a folder that changes under the same name is another entry. Who uses
+an entry holds a lease; an entry with leases is never moved.
 """
 
 from __future__ import annotations
