@@ -79,6 +79,8 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path)
 def test_a_split_base_equals_a_whole_one(case, tmp_path) -> None:
     one = work(tmp_path / "one", 1, case)
     assert gap(one, work(tmp_path / "split", 2, case, "shard")) <= HEADED
+    (stored,) = Store(tmp_path / "split" / "store").list()
+    assert not stored.config.provenance.get("quantization")  # a part of a tensor is no tensor of fewer bits
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,8 @@ BITSANDBYTES = ("Int8Params", "Params4bit")
 def kind_of(weight: Any) -> str:
     """Return how a weight is quantized, '' where it is not: a setting of `load_base`, or the name of its class."""
     name = type(weight).__name__
+    if name == "DTensor":  # split over processes: what its own part is
+        return kind_of(weight._local_tensor)
     if name in BITSANDBYTES:
         return "LLM.int8" if name == "Int8Params" else str(weight.quant_type)
     if not hasattr(type(weight), "__tensor_flatten__"):
