@@ -15,7 +15,7 @@ LAYERS = [
     {"core"},
     {"anatomy"},
     {"methods"},
-    {"heads", "adapter", "extend", "encode", "statistics"},
+    {"heads", "adapter", "extend", "encode", "pictures", "statistics"},
     {"store", "data", "tasks"},
     {
         "base",

@@ -22,7 +22,7 @@ from onebase.core.plan import Routed
 from onebase.core.quantized import quantization_of
 from onebase.core.route import as_route
 from onebase.data.messages import is_conversation
-from onebase.encode import Encoded, collate, pad_id
+from onebase.encode import Encoded, collate, pad_id, real_tokens
 from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
 from onebase.heads import pool
 from onebase.methods.method import Method
@@ -47,6 +47,7 @@ class Base:
     Args:
         model: any transformers model of a known family, with or without an LM head.
         tokenizer: its tokenizer; None leaves only calls with tensors.
+        processor: the image processor of a base that reads images; None leaves only calls with tensors.
         id: name for stored adapters; the model's own name by default.
 
     Raises:
@@ -58,8 +59,8 @@ class Base:
         >>> base.predict(["fine", "awful"], adapter=["draft", None])  # doctest: +SKIP
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, id: str = ""):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any = None, *, processor: Any = None, id: str = ""):
+        self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.anatomy: Anatomy = dissect(model)
         self.quantization = quantization_of(model)  # how weights are quantized, '' where they are not
@@ -86,6 +87,11 @@ class Base:
     def is_encoder_decoder(self) -> bool:
         """Whether an encoder feeds a decoder."""
         return len(self.anatomy.stacks) > 1
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the base reads pixels, no token ids."""
+        return self.anatomy.stacks[0].patches is not None
 
     @property
     def has_lm_head(self) -> bool:
@@ -386,6 +392,8 @@ class Base:
         stack = self.anatomy.stacks[0]
         known = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
         inputs = {k: batch[k] for k in known if k in batch}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(stack.embed.weight.dtype)  # type: ignore[union-attr,arg-type]
         if stack.causal:
             inputs["use_cache"] = False  # type: ignore[assignment]
         with self.packed(adapter, strip=True, rows=rows):
@@ -423,7 +431,7 @@ class Base:
     def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
         """Return pooled states (B, D), float32."""
         states = self.states(batch, adapter)
-        return pool(states, _real(batch, states), pooling)
+        return pool(states, real_tokens(batch, states), pooling)
 
     def outputs(
         self, batch: Mapping[str, Tensor], names: Sequence[str | None], rows: Sequence[int] | None = None
@@ -437,7 +445,7 @@ class Base:
         """
         names = binding.named(self, names)
         states = self.states(batch, names, rows)
-        mask = _real(batch, states) if rows is None else _real(batch, states)[list(rows)]
+        mask = real_tokens(batch, states) if rows is None else real_tokens(batch, states)[list(rows)]
         out: list[Tensor | None] = [None] * len(names)
         for name in dict.fromkeys(names):
             mine = [i for i, other in enumerate(names) if other == name]
@@ -462,7 +470,7 @@ class Base:
         """Answer texts, each with its own adapter, in mixed batches.
 
         Args:
-            texts: one text or n.
+            texts: one text or n; for a base that reads images, paths of pictures or PIL images.
             adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
             pairs: second texts, for tasks on pairs: the context of a question, the document of a query.
             batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`. Rows with the
@@ -475,7 +483,8 @@ class Base:
         Raises:
             UnknownNameError, RouteError: before any computing.
         """
-        texts, pairs = ([texts] if isinstance(texts, str) else list(texts)), _listed(pairs)
+        one = isinstance(texts, str) or (self.reads_images and not isinstance(texts, Sequence))
+        texts, pairs = ([texts] if one else list(texts)), _listed(pairs)  # type: ignore[list-item]
         names = self._spread(adapter, len(texts))
         self._check_predict(names, texts, pairs)
         if texts and all(self._spec(name)["kind"] == "masked-lm" for name in names):
@@ -493,8 +502,7 @@ class Base:
                 part = order[start : start + batch_size]
                 distinct = list(dict.fromkeys(texts_of[i] for i in part))
                 rows_of = None if len(distinct) == len(part) else [distinct.index(texts_of[i]) for i in part]
-                bare = [Encoded(flat[i][1].ids, flat[i][1].types) for i in distinct]
-                batch = collate(bare, pad_id(self.tokenizer), device=self.device)
+                batch = collate([flat[i][1].bare for i in distinct], pad_id(self.tokenizer), device=self.device)
                 for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part], rows_of)):
                     values[i] = value
         found: list[list[Tensor]] = [[] for _ in texts]
@@ -537,7 +545,7 @@ class Base:
         return names
 
     def _check_predict(self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-        if self.tokenizer is None:
+        if self.tokenizer is None and not self.reads_images:
             raise ConfigError("this base has no tokenizer: pass Base(model, tokenizer)")
         if pairs is not None and len(pairs) != len(texts):
             raise RouteError(f"{len(texts)} texts but {len(pairs)} second texts")
@@ -702,15 +710,9 @@ class _Named(Mapping[str, Adapter]):
         return len(self._view)
 
 
-def _real(batch: Mapping[str, Tensor], states: Tensor) -> Tensor:
-    """Return which tokens are real, (B, T): those of the mask, or all where images have none."""
-    mask = batch.get("attention_mask")
-    return torch.ones(states.shape[:2], dtype=torch.long, device=states.device) if mask is None else mask
-
-
 def _content(name: str | None, row: Encoded) -> tuple:
-    """Return what an answer depends on: the adapter and the tokens."""
-    return name, tuple(row.ids), None if row.types is None else tuple(row.types)
+    """Return what an answer depends on: the adapter and the tokens or the picture."""
+    return name, row.content
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from onebase.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from onebase.pictures import Picture
+
 IGNORED = -100  # label of tokens that carry no loss, transformers' convention
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One row of token ids.
+    """One row of token ids, or a picture.
 
     Attributes:
         ids: token ids.
@@ -24,6 +27,7 @@ class Encoded:
         labels: per token, IGNORED where there is no loss; or None.
         cut: tokens that the maximum length removed.
         offsets: per token its (start, end) in the text, None for tokens of no text; or None where nobody asked.
+        image: the picture, for a base that reads images; `ids` then has a blank per token that it becomes.
     """
 
     ids: tuple[int, ...]
@@ -31,6 +35,17 @@ class Encoded:
     labels: tuple[int, ...] | None = None
     cut: int = 0
     offsets: tuple[tuple[int, int] | None, ...] | None = None
+    image: Picture | None = None
+
+    @property
+    def bare(self) -> Encoded:
+        """What the base reads of it, without labels."""
+        return Encoded(self.ids, self.types, image=self.image)
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What the base's states depend on: two rows with the same content have the same states."""
+        return self.ids, self.types, None if self.image is None else self.image.key
 
 
 def render(template: str, fields: dict[str, str]) -> str:
@@ -198,8 +213,12 @@ def collate(rows: Sequence[Encoded], pad: int, side: str = "right", device: Any 
         device: where the tensors go.
 
     Returns:
-        input_ids, attention_mask (B, T), token_type_ids and labels where the rows have them.
+        input_ids, attention_mask (B, T), token_type_ids and labels where the rows have them; of pictures pixel_values
+        (B, C, H, W).
     """
+    images = [row.image for row in rows]
+    if any(image is not None for image in images):
+        return {"pixel_values": torch.stack([image.pixels() for image in images if image is not None]).to(device)}
     width = max(len(row.ids) for row in rows)
 
     def fill(values: Sequence[int], filler: int) -> list[int]:
@@ -215,3 +234,9 @@ def collate(rows: Sequence[Encoded], pad: int, side: str = "right", device: Any 
     if all(row.labels is not None for row in rows):
         batch["labels"] = torch.tensor([fill(row.labels or (), IGNORED) for row in rows])
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def real_tokens(batch: Mapping[str, Tensor], states: Tensor) -> Tensor:
+    """Return which tokens of states (B, T, D) are real, (B, T): those of the mask, or all where images have none."""
+    mask = batch.get("attention_mask")
+    return torch.ones(states.shape[:2], dtype=torch.long, device=states.device) if mask is None else mask

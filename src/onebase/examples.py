@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onebase.encode import IGNORED, Encoded, collate, pad_id
+from onebase.encode import IGNORED, Encoded, collate, pad_id, real_tokens
 from onebase.errors import DataError
 from onebase.processes import active
 from onebase.tasks import Examples, Losses, Task, get_task
@@ -100,8 +100,9 @@ def forward(
         if task.surface == "logits":
             out: Any = token_logits(base, name, rows, task.prompted)
         else:
-            batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
-            out = task.read(head, base.states(batch, name), batch["attention_mask"], spec)
+            batch = collate([row.bare for row in rows], pad_id(base.tokenizer), device=base.device)
+            states = base.states(batch, name)
+            out = task.read(head, states, real_tokens(batch, states), spec)
     return task.losses(out, examples, index, spec, head)
 
 
@@ -153,8 +154,9 @@ def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]
             if surface == "logits":
                 out, mask = token_logits(base, names, flat, prompted.pop()), None
             else:
-                batch = collate([Encoded(r.ids, r.types) for r in flat], pad_id(base.tokenizer), device=base.device)
-                out, mask = base.states(batch, names), batch["attention_mask"]
+                batch = collate([row.bare for row in flat], pad_id(base.tokenizer), device=base.device)
+                out = base.states(batch, names)
+                mask = real_tokens(batch, out)
         first = 0
         for i, many in zip(mine, rows):
             (name, examples, index), place = parts[i], slice(first, first + len(many))

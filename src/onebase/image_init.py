@@ -15,6 +15,7 @@ from torch import Tensor
 from onebase.core.route import as_route
 from onebase.errors import ConfigError
 from onebase.methods.method import Init
+from onebase.pictures import noise, tokens_per_picture
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -34,10 +35,7 @@ def image_init(base: Base, seed: int, empty: bool) -> Init:
     generator = torch.Generator().manual_seed(seed)
 
     def images() -> Tensor:
-        size = base.model.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        drawn = torch.randn(IMAGES, base.model.config.num_channels, height, width, generator=generator)
-        return drawn.to(base.device, stack.embed.weight.dtype)
+        return noise(base, IMAGES, generator)
 
     def embed(text: str) -> Tensor:
         raise _no_words(text)
@@ -68,10 +66,7 @@ def image_init(base: Base, seed: int, empty: bool) -> Init:
         return {s.name: (choose(found[s.name][0]), choose(found[s.name][1])) for s in sites}
 
     def frequent(count: int) -> list[int]:
-        size = base.model.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        probe = torch.empty(1, base.model.config.num_channels, height, width, device="meta")
-        return list(range(min(count, IMAGES * (stack.count(probe) - stack.before))))  # type: ignore[misc]
+        return list(range(min(count, IMAGES * (tokens_per_picture(base) - stack.before))))
 
     def word_ids(words: Sequence[str]) -> tuple[list[int], set[str]]:
         raise _no_words(" ".join(words))

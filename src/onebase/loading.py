@@ -37,7 +37,7 @@ def load_base(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Base:
-    """Load a base model with its tokenizer, frozen; a base that reads images comes without one.
+    """Load a base model with its tokenizer, frozen; or with its image processor, where it reads images.
 
     Args:
         name: a local folder, a hub id, or 'minilm' for the embedded default base.
@@ -54,7 +54,7 @@ def load_base(
         ConfigError: nothing is found under the name, or a setting is wrong.
     """
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     source, shown = _locate(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -77,25 +77,50 @@ def load_base(
         model = _from_pretrained(loader, source, choice if choice == "auto" else getattr(torch, choice), options)
         for name in ("attn_implementation", "quantization_config", "device_map"):
             options.pop(name, None)
-        tokenizer = None if _reads_images(config) else AutoTokenizer.from_pretrained(source, **options)
+        tokenizer, processor = readers(config, source, options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load {name}: {error}") from error
     if quantize is None:
         model.to(where)
-    return Base(model, tokenizer, id=shown)
+    return Base(model, tokenizer, processor=processor, id=shown)
+
+
+def readers(config: Any, source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Load what a base reads its inputs with: its tokenizer and None, or None and its image processor."""
+    from transformers import AutoTokenizer
+
+    if _reads_images(config):
+        return None, _processor(source, options)
+    return AutoTokenizer.from_pretrained(source, **options), None
+
+
+def _processor(source: str, options: dict[str, Any]) -> Any:
+    """Load the image processor of a base; None where it came without one, which leaves calls with pixels."""
+    from transformers import AutoImageProcessor
+    from transformers.utils.hub import cached_file
+
+    known = {key: value for key, value in options.items() if key == "revision"}
+    found = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **known)
+    # torchvision resizes a little differently than PIL: answers must not depend on what else is installed
+    return None if found is None else AutoImageProcessor.from_pretrained(source, backend="pil", **options)
 
 
 def _from_pretrained(loader: Any, source: str, dtype: Any, options: dict[str, Any]) -> Any:
-    """Load a model; a head for masked tokens that the checkpoint does not really have is left out.
+    """Load a model; a pooler or head for masked tokens that the checkpoint does not really have is left out.
 
     transformers would fill it with random numbers: answers would be noise, and no two loads would be the same base.
     """
     from transformers import AutoModel, AutoModelForMaskedLM
 
-    if loader is not AutoModelForMaskedLM:
+    if loader not in (AutoModel, AutoModelForMaskedLM):
         return loader.from_pretrained(source, dtype=dtype, **options)
     model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    return AutoModel.from_pretrained(source, dtype=dtype, **options) if info["missing_keys"] else model
+    missing = info["missing_keys"]
+    if loader is AutoModelForMaskedLM:
+        return AutoModel.from_pretrained(source, dtype=dtype, **options) if missing else model
+    if missing and all(name.startswith("pooler.") for name in missing):  # of a checkpoint with another head
+        return AutoModel.from_pretrained(source, dtype=dtype, add_pooling_layer=False, **options)
+    return model
 
 
 def _locate(name: str | Path) -> tuple[str, str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from onebase.adapter import Adapter
 from onebase.compose.kept import check_kept
 from onebase.compose.recipes import Composition
 from onebase.encode import collate, encode_texts, pad_id
 from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError
+from onebase.pictures import digest_processor, noise
 from onebase.rebuild import explained, rebuild
 from onebase.tasks import get_task
 from onebase.tasks.spec import spec_problems
@@ -41,8 +43,12 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
 
     Returns:
         {"values": per probe text up to 8 numbers: label logits, or evenly spaced logits of the next token}; empty
-        without a tokenizer.
+        without a tokenizer. On a base that reads images the probes are noise, which any machine draws alike.
     """
+    if base.reads_images:
+        pixels = noise(base, len(PROBES), torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return _kept(base.outputs({"pixel_values": pixels}, [adapter.name] * len(PROBES)))
     if base.tokenizer is None:
         return {}
     pairs = PROBES[::-1] if adapter.task.get("pair") else None
@@ -67,16 +73,31 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
                 else batch["attention_mask"].sum(1) - 1
             )
             values = list(logits[torch.arange(len(rows), device=logits.device), last])
+    return _kept(values)
+
+
+def _kept(values: Sequence[Tensor]) -> dict[str, Any]:
     kept = [value[:: max(1, len(value) // KEPT)][:KEPT].float().cpu().tolist() for value in values]
     return {"values": [[round(v, 5) for v in row] for row in kept]}
 
 
+def digest_reader(base: Base) -> str | None:
+    """Return the hash of what turns inputs into what the base reads: its tokenizer or image processor; None without."""
+    from onebase.store import digest_tokenizer
+
+    if base.reads_images:
+        return None if base.processor is None else digest_processor(base.processor)
+    return None if base.tokenizer is None else digest_tokenizer(base.tokenizer)
+
+
 def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
     """Return the fields of a stored config for an attached adapter (see `store.schema.AdapterConfig`)."""
-    from onebase.store import digest_config, digest_tokenizer
+    from onebase.store import digest_config
 
-    if base.tokenizer is None:
-        raise ConfigError("storing an adapter needs the base's tokenizer, which its texts were cut with")
+    reader = digest_reader(base)
+    if reader is None:
+        what = "image processor, which makes pixels of pictures" if base.reads_images else "tokenizer, which cuts texts"
+        raise ConfigError(f"storing an adapter needs the base's {what}: pass it to Base(model, ...)")
     return {
         "method": {"name": adapter.method.name, "settings": adapter.method.settings()},
         "task": dict(adapter.task),
@@ -89,7 +110,7 @@ def describe(base: Base, adapter: Adapter, **facts: Any) -> dict[str, Any]:
             "config_digest": digest_config(base.model.config),
             "parameters": sum(p.numel() for p in base.model.parameters()),
         },
-        "tokenizer": {"digest": digest_tokenizer(base.tokenizer)},
+        "tokenizer": {"digest": reader},
         "provenance": {
             **(facts.get("provenance") or {}),
             **({"quantization": base.quantization} if base.quantization else {}),
@@ -193,8 +214,6 @@ def attach_stored(base: Base, adapter: Adapter, stored: Stored, verify: bool = T
 
 def check_base(base: Base, stored: Stored, verify: bool) -> None:
     """Raise one error with everything that differs between the adapter's base and this one."""
-    from onebase.store import digest_tokenizer
-
     made, wrong = stored.config.base, []
     if made.model_type != base.anatomy.model_type:
         wrong.append(f"model type: made for {made.model_type}, this base is {base.anatomy.model_type}")
@@ -212,10 +231,10 @@ def check_base(base: Base, stored: Stored, verify: bool) -> None:
         wrong.append(
             f"weights: made for {made.id} ({made.fingerprint[:19]}...), this base is {base.fingerprint()[:19]}..."
         )
-    if verify and base.tokenizer is not None and stored.config.tokenizer.digest != digest_tokenizer(base.tokenizer):
-        wrong.append(
-            "tokenizer: the adapter was trained with another one (verify=False skips this check and the probes)"
-        )
+    reader = digest_reader(base) if verify else None
+    if reader is not None and stored.config.tokenizer.digest != reader:
+        what = "image processor" if base.reads_images else "tokenizer"
+        wrong.append(f"{what}: the adapter was trained with another one (verify=False skips this check and the probes)")
     if wrong:
         raise MismatchError(
             f"{stored.ref} was made for another base:\n  - "
@@ -235,7 +254,7 @@ def _probe_problems(stored: dict[str, Any]) -> Iterator[str]:
 
 def _check_probes(base: Base, adapter: Adapter, stored: dict[str, Any]) -> None:
     """Compare what the adapter answers here with what it answered when it was stored."""
-    if not stored.get("values") or base.tokenizer is None:
+    if not stored.get("values") or (base.tokenizer is None and not base.reads_images):
         return
     dtype = next(base.model.parameters()).dtype
     key = (adapter.digest, base.fingerprint(), str(dtype), base.device.type)

@@ -12,6 +12,7 @@ from onebase.data.splits import sample
 if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.data import Data, Rows
+    from onebase.encode import Encoded
 
 COUNTED = 5_000  # rows of a split whose tokens are counted; of more, a seeded sample of as many
 SAMPLES = 3
@@ -69,7 +70,7 @@ def look(name: str, data: Data, max_length: int | None, template: str | None) ->
                 "place": parts["train"].place(unit) if not running else f"block {i + 1} of train",
                 "tokens": len(row.ids),
                 "cut": row.cut,
-                "rendered": rendered(base, row.ids, trained if base_reads(row) else None),
+                "rendered": rendered(base, row, trained if base_reads(row) else None),
                 "target": "" if running else target(base, parts["train"], unit, row),
             }
         )
@@ -85,8 +86,11 @@ def base_reads(row: Any) -> bool:
     )
 
 
-def rendered(base: Base, ids: Sequence[int], trained: Sequence[bool] | None) -> str:
-    """Write a row as its tokens say, what the loss is on between ``[[`` and ``]]``."""
+def rendered(base: Base, row: Encoded, trained: Sequence[bool] | None) -> str:
+    """Write a row as its tokens say, what the loss is on between ``[[`` and ``]]``; of a picture its file."""
+    if row.image is not None:
+        return str(row.image.source)
+    ids = row.ids
     if trained is None:
         return base.tokenizer.decode(list(ids))
     parts, start = [], 0

@@ -93,25 +93,26 @@ def outline(name: str | None) -> tuple[Base, int]:
         The base, and how many parameters it has.
     """
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from onebase.base import Base
     from onebase.cli.bases import quiet
     from onebase.cli.options import default_base
-    from onebase.loading import _loader, _locate, _not_found
+    from onebase.loading import _loader, _locate, _not_found, readers
 
     quiet()
     wanted = name or default_base()
     source, shown = _locate(wanted)
     try:
-        config, tokenizer = AutoConfig.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        tokenizer, processor = readers(config, source, {})
     except (OSError, ValueError) as error:
         raise ConfigError(_not_found(wanted, error)) from error
     with torch.device("meta"):
         model = _loader(config).from_config(config)
     total = sum(p.numel() for p in model.parameters())
     model.to_empty(device="cpu")  # address space only: pages are taken when they are written to
-    return Base(model, tokenizer, id=shown), total
+    return Base(model, tokenizer, processor=processor, id=shown), total
 
 
 def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int) -> dict[str, Any]:
@@ -121,6 +122,8 @@ def _sample(base: Base, task: dict[str, Any], data: Data, examples: Any, i: int)
     rows, row = data.train, examples.rows[i]
     if data.kind in ("causal-lm", "masked-lm"):  # rows are blocks of the joined text, not its paragraphs
         return {"text": base.tokenizer.decode(row.ids), "label": None, "tokens": len(row.ids), "cut": row.cut}
+    if row.image is not None:
+        return {"text": rows["image"][i], "label": rows["label"][i], "tokens": len(row.ids), "cut": 0}
     if not rows.text and rows.get("query") is None:  # kinds without a text, whose rows may be windows
         text = base.tokenizer.decode(row.ids)
         return {"text": text, "label": None, "tokens": len(row.ids), "cut": row.cut}

@@ -29,7 +29,7 @@ ROWS = frozenset(
 # Arguments that hold none; KV caches are never there when a plan has a trunk.
 NO_ROWS = frozenset({"use_cache", "output_attentions", "cache", "past_key_values", "layer_past"})
 # Inputs of a stack that hold rows.
-INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
+INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
 
 
 @cache

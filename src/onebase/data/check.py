@@ -10,6 +10,7 @@ from onebase.data.columns import Columns, match_column
 from onebase.data.disk import Coded, DiskColumn
 from onebase.data.kinds import KINDS, TARGETS
 from onebase.data.misfit import Misfit
+from onebase.data.pictures import as_picture
 from onebase.data.rows import Rows, names_in, natural_order
 from onebase.data.splits import FEWEST_ROWS
 from onebase.data.table import Number, Table
@@ -239,6 +240,8 @@ def _reader(table: Table, role: str, names: Sequence[str], kind: str) -> Reader:
         )
     if form == "spans":
         return lambda row, values: _within(values.get("text"), lambda text: as_spans(row[role][0], role, text))
+    if form == "image":
+        return lambda row, values: as_picture(row[role][0], role, table.folder)
     if form == "labels" and len(names) > 1:
         return lambda row, values: as_flags(row[role], names)
     if form == "labels":
@@ -277,7 +280,7 @@ def _store(table: Table, role: str, kind: str) -> Any:
         "answers": lambda found: tuple(Answer(*item) for item in found),
         "spans": lambda found: tuple(Marked(*item) for item in found),
     }.get(form)
-    return DiskColumn(form == "text", restore)
+    return DiskColumn(form in ("text", "image"), restore)
 
 
 class _Places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from onebase.data.hub import is_hub_id, load_hub
 from onebase.data.json_rows import nested_splits, open_json
 from onebase.data.memory import is_dataset, open_object, split_items
 from onebase.data.parquet import open_parquet
+from onebase.data.pictures import splits_of
 from onebase.data.plain import CONLL, open_conll, open_text
 from onebase.data.table import MEMORY, Opened, Table, tabulate
 from onebase.data.texts import checked_encoding, extension_of, guarded, plain_name
@@ -115,6 +116,10 @@ def open_file(path: Path, told: Format, task: str | None = None) -> Opened:
         ConfigError: something was told that has no meaning for its format.
     """
     _refuse_missing(path)
+    return replace(_opened(path, told, task), folder=path.parent)
+
+
+def _opened(path: Path, told: Format, task: str | None) -> Opened:
     extension = extension_of(path)
     if extension not in EXTENSIONS:
         raise DataError(
@@ -142,6 +147,11 @@ def _read_path(
     path: Path, told: Format, task: str | None, memory: int | None
 ) -> tuple[str, dict[str, Table], list[str]]:
     if path.is_dir():
+        if not _data_files(path) and (pictures := splits_of(path, SPLIT_NAMES)):
+            return path.resolve().name, {
+                split: tabulate(replace(open_object(rows, split), folder=path), memory)
+                for split, rows in pictures.items()
+            }, []  # fmt: skip
         files = _split_files(path)
         tables = {split: tabulate(open_file(file, told, task), memory) for split, file in files.items()}
         return path.resolve().name, tables, []
@@ -179,13 +189,17 @@ def _refuse_meaningless(name: str, extension: str, told: Format) -> None:
             raise ConfigError(f"{name}: {setting} {value!r} has no meaning for a {extension} file. Leave it out.")
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
-    """Find the train, validation and test files of a folder; other files are not data."""
+def _data_files(folder: Path) -> list[Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder.name}: the folder cannot be read: {error.strerror}. Check who may read it.") from None
-    usable = [p for p in entries if extension_of(p) in EXTENSIONS]
+    return [p for p in entries if extension_of(p) in EXTENSIONS]
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    """Find the train, validation and test files of a folder; other files are not data."""
+    usable = _data_files(folder)
     found: dict[str, list[Path]] = {}
     for path in usable:
         if split := SPLIT_NAMES.get(_PART.sub("", Path(plain_name(path)).stem)):

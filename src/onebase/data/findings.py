@@ -59,7 +59,7 @@ class Findings:
         rows: split -> rows.
         labels: split -> label -> rows (or tags); empty for kinds without classes.
         scores: split -> (lowest, mean, highest), for measurements.
-        words: split -> lengths of the input in words.
+        words: split -> lengths of the input in words; {} where it is no text.
         repeats: split -> repeats inside of it.
         leaks: held-out split -> its rows that are also in train.
         conflicts: inputs with more than one target within train, and the first of them with their targets.
@@ -103,7 +103,11 @@ def find(data: Data) -> Findings:
         rows={name: len(rows) for name, rows in data.splits.items()},
         labels={name: counts for name, counts in labels.items() if counts},
         scores={name: found for name, rows in splits.items() if (found := _scores(rows, data.kind))},
-        words={name: spread([len(text.split()) for text in inputs(rows, data.kind)]) for name, rows in splits.items()},
+        words={
+            name: spread([len(text.split()) for text in inputs(rows, data.kind)])
+            for name, rows in splits.items()
+            if _text_roles(rows, data.kind)
+        },
         repeats=repeats,
         leaks=leaks,
         conflicts=conflicts,

@@ -11,7 +11,7 @@ class Role:
     """What a column is for.
 
     Attributes:
-        form: how a cell becomes a value: text, label, labels, score, words, tags, spans, answers, start,
+        form: how a cell becomes a value: text, image, label, labels, score, words, tags, spans, answers, start,
             messages.
         first: the column name that wins outright.
         names: names (English, French) that must be the only one of theirs; separated by white space.
@@ -78,6 +78,11 @@ ROLES: dict[str, Role] = {
         first="score",
         names="label similarity similarity_score rating value target stars note similarité valeur",
     ),
+    "image": Role(
+        form="image",
+        first="image",
+        names="image_path image_file img picture photo file_name filename filepath file path fichier chemin",
+    ),
     "tokens": Role(form="words", first="tokens", names="words token mots"),
     "tags": Role(form="tags", first="tags", names="ner_tags pos_tags labels ner pos tag étiquettes"),
     "spans": Role(form="spans", first="spans", names="entities entités"),
@@ -106,6 +111,9 @@ KINDS: dict[str, Kind] = {
         optional=("text_pair",),
         same=("text", "text_pair"),
         classes="label",
+    ),
+    "image-classification": Kind(
+        summary="one class per picture", roles=("image", "label"), same=("image",), classes="label"
     ),
     "multilabel": Kind(
         summary="any number of classes per text",

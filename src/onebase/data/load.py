@@ -54,7 +54,8 @@ def load(
 
     Args:
         source: a file (.csv, .tsv, .json, .jsonl, .parquet, .xlsx, .txt, .conll; text also with .gz); a folder with
-            files train, validation (or valid, val, dev) and test of one of these kinds; a pandas DataFrame; a list of
+            files train, validation (or valid, val, dev) and test of one of these kinds; a folder of pictures, a folder
+            per class, in folders of splits or not; a pandas DataFrame; a list of
             dicts; a Dataset or IterableDataset; a dict of split -> one of the latter four; or a data set of the hub as
             ``owner/name``, ``owner/name:config`` or ``hf://name``.
         task: a kind of data (`onebase.data.KINDS` lists them with their roles); by default what the columns say. Many

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onebase.data.kinds import KINDS, MEASURED, TARGETS
+from onebase.data.pictures import content_of
 from onebase.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -289,7 +290,7 @@ def digest_of(kind: str, splits: Mapping[str, Rows]) -> str:
             columns = [absent if known[role] is None else known[role] or absent for role in _BY_POSITION]
         else:
             sha.update(f"{' '.join(rows.roles)}\n".encode())
-            columns = [rows[role] for role in rows.roles]
+            columns = [map(content_of, rows[role]) if role == "image" else rows[role] for role in rows.roles]
         for values in zip(*columns):
             # JSON in ASCII keeps row and column borders unambiguous, and takes lone surrogates.
             sha.update(json.dumps(values).encode("ascii") + b"\n")

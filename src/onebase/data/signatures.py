@@ -17,6 +17,8 @@ _SIGNATURES: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     ("qa", (("question",), ("context",), ("answers", "answer", "answer_text"))),
     ("seq2seq", (("source", "src"), ("target", "tgt"))),
     ("seq2seq", (("document", "article", "dialogue", "text"), ("summary", "highlights"))),
+    ("image-classification", (("image", "image_path", "image_file", "img", "picture", "photo"),
+                              ("label", "labels", "class", "category", "classe", "étiquette"))),
     ("embeddings", (("anchor", "query"), ("positive", "pos"))),
     ("rerank", (("query",), ("document", "passage", "doc"), ("label", "relevance", "score", "relevant"))),
     ("completion", (("prompt", "instruction"), ("completion", "response", "output", "answer", "target", "reply",
@@ -37,6 +39,8 @@ def fitting_kinds(table: Table, given: Mapping[str, Sequence[str]]) -> list[str]
     if (kinds == ["seq2seq"] or spanned) and plain & (_label_names() - {"target"}):
         # A label beside a plain text is a class even where a column is called "source", "summary" or "entities".
         return ["classification"] if {"text", "label"} <= plain else [*kinds, "classification"]
+    if kinds == ["image-classification"] and plain & {"text", *ROLES["text"].names.split()}:
+        return [*kinds, "classification"]
     if kinds == ["completion"] and "label" in plain:
         return ["completion", "classification"]
     if kinds:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from onebase.data.balance import Groups, deal_by_labels, deal_class
 from onebase.data.kinds import KINDS
+from onebase.data.pictures import content_of
 from onebase.data.rows import Rows, are_scores, natural_order
 from onebase.errors import DataError
 
@@ -105,7 +106,7 @@ def sample(rows: Rows, limit: int, seed: int, running: bool, kind: str = "classi
 
 
 def keys(rows: Rows, kind: str, roles: Sequence[str] = ()) -> Iterator[str]:
-    """Yield what makes two rows the same: the text, or both texts, without white space at the ends.
+    """Yield what makes two rows the same: the text, or both texts, without white space at the ends; a file's bytes.
 
     Args:
         rows: the rows.
@@ -113,7 +114,7 @@ def keys(rows: Rows, kind: str, roles: Sequence[str] = ()) -> Iterator[str]:
         roles: what to compare them by; by default what decides that they stay together in splits.
     """
     used = [role for role in roles or KINDS[kind].same if rows.get(role) is not None]
-    for values in zip(*(rows[role] for role in used)):
+    for values in zip(*(map(content_of, rows[role]) if role == "image" else rows[role] for role in used)):
         yield "\0".join(value.strip() if isinstance(value, str) else json.dumps(value) for value in values)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from onebase.errors import DataError
@@ -57,6 +58,8 @@ class Table:
     """what was passed over because it holds no row, complete once the rows were read"""
     notes: tuple[str, ...] = ()
     """what a person should know about how it was read"""
+    folder: Path | None = None
+    """of the file, where relative paths in cells start"""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -86,6 +89,8 @@ class Opened:
     columns: tuple[str, ...] = ()
     """known before the first row, where the format has a header"""
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    """of the file, where relative paths in cells start"""
 
 
 def tabulate(opened: Opened, memory: int | None = MEMORY) -> Table:
@@ -123,7 +128,10 @@ def tabulate(opened: Opened, memory: int | None = MEMORY) -> Table:
             f"{opened.name}: no rows{' below the header' if opened.columns else ''}: the file is empty. Expected one "
             "row per example; check the export and try again."
         )
-    return Table(opened.name, cells, places, opened.unit, running=opened.running, skipped=skipped, notes=opened.notes)
+    return Table(
+        opened.name, cells, places, opened.unit, running=opened.running, skipped=skipped, notes=opened.notes,
+        folder=opened.folder,
+    )  # fmt: skip
 
 
 def _widen(cells: dict[str, list[Any]], record: Mapping[Any, Any], count: int) -> None:
@@ -155,8 +163,9 @@ def _large(opened: Opened, cells: dict[str, list[Any]], places: list[int]) -> Ta
 
     head = {column: values[:kept] for column, values in cells.items()}
     return Table(
-        opened.name, head, places[:kept], opened.unit, opened.running, again, skipped=skipped, notes=opened.notes
-    )
+        opened.name, head, places[:kept], opened.unit, opened.running, again, skipped=skipped, notes=opened.notes,
+        folder=opened.folder,
+    )  # fmt: skip
 
 
 def refuse_repeats(name: str, header: Sequence[str]) -> None:

@@ -104,6 +104,8 @@ class Engine:
     """
 
     def __init__(self, base: Base, settings: ServeSettings):
+        if base.reads_images:  # a request would name files of this machine
+            raise UnsupportedError(f"{base.id} reads images, which the server does not take: use onebase predict")
         self.base, self.settings = base, settings
         self.turns, self.encoding = Turns(), threading.Lock()
         self.tiers = Tiers(base, self.turns, self.encoding, settings.device_bytes, settings.memory_bytes)

@@ -18,6 +18,7 @@ PIPELINES = {
     "completion": "text-generation",
     "embeddings": "feature-extraction",
     "features": "feature-extraction",
+    "image-classification": "image-classification",
     "masked-lm": "fill-mask",
     "multilabel": "text-classification",
     "qa": "question-answering",

@@ -32,7 +32,11 @@ class Features(Task):
     def encode_inputs(
         self, base: Base, spec: Mapping[str, Any], texts: Sequence[str], pairs: Sequence[str] | None
     ) -> list[list[Encoded]]:
-        """Encode texts."""
+        """Encode texts, or pictures for a base that reads images."""
+        if base.reads_images:
+            from onebase.tasks.images import picture_rows
+
+            return [[row] for row in picture_rows(base, texts)]
         return encode_windows(base.tokenizer, spec, texts, pairs)
 
     def answer(

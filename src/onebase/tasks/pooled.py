@@ -59,7 +59,7 @@ class PooledTask(Task):
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Settle how pairs are read."""
-        how = choose_option("pairs", spec.pop("pairs"), ("auto", *PAIRS))
+        how = choose_option("pairs", spec.pop("pairs", "auto"), ("auto", *PAIRS))
         if not spec["pair"]:
             if how != "auto":
                 raise ConfigError(f"pairs = {how!r} has no meaning for single texts: leave it out")

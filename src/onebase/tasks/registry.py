@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from onebase.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from onebase.tasks.task import Task
+
+_T = TypeVar("_T", bound="type[Task]")
 
 # kind -> module that registers it
 BUILT_IN = {
@@ -18,6 +20,7 @@ BUILT_IN = {
     "completion": "onebase.tasks.language",
     "embeddings": "onebase.tasks.embeddings",
     "features": "onebase.tasks.features",
+    "image-classification": "onebase.tasks.images",
     "multilabel": "onebase.tasks.multilabel",
     "regression": "onebase.tasks.regression",
     "rerank": "onebase.tasks.rerank",
@@ -32,7 +35,7 @@ ENTRY_POINTS = "onebase.tasks"
 _REGISTERED: dict[str, Task] = {}
 
 
-def register_task(cls: type[Task]) -> type[Task]:
+def register_task(cls: _T) -> _T:
     """Make a task known under its `kind`.
 
     Raises:
@@ -43,7 +46,7 @@ def register_task(cls: type[Task]) -> type[Task]:
         raise ConfigError(f"task kind {cls.kind!r} is taken by {type(taken).__module__}.{type(taken).__qualname__}")
     if taken is None and cls.kind in BUILT_IN and cls.__module__ != BUILT_IN[cls.kind]:
         raise ConfigError(f"task kind {cls.kind!r} is taken by {BUILT_IN[cls.kind]}")
-    _REGISTERED[cls.kind] = cls()
+    _REGISTERED[cls.kind] = cls()  # type: ignore[assignment]
     return cls
 
 

@@ -9,7 +9,8 @@ from onebase.errors import UnknownNameError
 from onebase.tasks.registry import get_task
 from onebase.tasks.task import Task
 
-LEAST_LABELS = {"classification": 2, "multilabel": 1, "tokens": 1}  # kind -> labels without which there is no head
+# kind -> labels without which there is no head
+LEAST_LABELS = {"classification": 2, "image-classification": 2, "multilabel": 1, "tokens": 1}
 POOLINGS = ("mean", "first", "last")
 WIDEST = 2**16  # units of a head's hidden layer: more than any base has features
 SHORTEST, LONGEST = 4, 2**24  # tokens of a text; the longest is beyond any base, and keeps sums in 64 bits

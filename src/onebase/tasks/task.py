@@ -225,6 +225,7 @@ class Task:
         prompted: the tokens before a row's first target are a prompt, which deltas at positions tell from its answer.
         whole_batch: the loss couples the rows of an effective batch, which is then never cut into micro-batches.
         embeds: answers with an embedding, and nothing else.
+        reads: what its inputs are: 'text', or 'images'.
     """
 
     kind: ClassVar[str]
@@ -237,11 +238,17 @@ class Task:
     prompted: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
+    reads: ClassVar[str] = "text"
 
     # -- what an adapter is given ----------------------------------------------------------------------------------
 
     def check_base(self, base: Base) -> None:
         """Raise UnsupportedError where a base cannot do this task."""
+        if base.reads_images:
+            raise UnsupportedError(
+                f"{base.id} reads images, and {self.kind} data is text: bring a column of picture files (image, "
+                "label), or a folder with one folder of pictures per class"
+            )
         if self.surface == "logits" and not base.has_lm_head:
             raise UnsupportedError(
                 f"{self.kind} needs a base that writes text; {base.id} is an encoder. Use a decoder, or label the rows."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onebase.adapter import Adapter
-from onebase.encode import Encoded, collate, pad_id
+from onebase.encode import Encoded, collate, pad_id, real_tokens
 from onebase.examples import drawn, row_keys
 from onebase.processes import active
 from onebase.tasks import Examples, Losses, get_task
@@ -86,6 +86,6 @@ def _placed(order: Sequence[int], outputs: Sequence[Tensor], n: int, device: tor
 
 
 def _read(base: Base, adapter: Adapter, rows: Sequence[Encoded]) -> Tensor:
-    batch = collate([Encoded(row.ids, row.types) for row in rows], pad_id(base.tokenizer), device=base.device)
-    task = get_task(adapter.task["kind"])
-    return task.read(adapter.head, base.states(batch, adapter.name), batch["attention_mask"], adapter.task)
+    batch = collate([row.bare for row in rows], pad_id(base.tokenizer), device=base.device)
+    task, states = get_task(adapter.task["kind"]), base.states(batch, adapter.name)
+    return task.read(adapter.head, states, real_tokens(batch, states), adapter.task)

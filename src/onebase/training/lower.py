@@ -112,8 +112,8 @@ def parts_of(base: Base, job: JobState, batch: Sequence[int]) -> list[list[int]]
 def _layer(base: Base, jobs: Sequence[JobState]) -> int:
     """Return the lowest layer that a job touches, or 0 where states cannot be kept."""
     stack = base.anatomy.stacks[0]
-    if not stack.trunk or base.is_encoder_decoder:
-        return 0
+    if not stack.trunk or base.is_encoder_decoder or base.reads_images:
+        return 0  # a picture has no token ids that would tell it from others
     if is_sharded(base.model):
         return 0  # all processes must call every layer equally often
     if any(parameter.requires_grad for parameter in base.model.parameters()):
