@@ -126,6 +126,37 @@ def test_classification_reads_pairs_apart_too(base: ob.Base) -> None:
     base.remove(run.name)
 
 
+def test_auto_reads_apart_only_where_the_frozen_base_is_clearly_better_at_it(base: ob.Base) -> None:
+    """Whether two texts are equal is seen from their cosine; noise as labels says nothing for reading apart."""
+
+    def rows(label) -> list[dict[str, str]]:
+        pairs = [(sentence(i), sentence(i if i % 2 else i + 5, 3)) for i in range(120)]
+        return [{"text": a, "text_pair": b, "label": label(i)} for i, (a, b) in enumerate(pairs)]
+
+    def said(label) -> tuple[str, list[str]]:
+        notes: list[str] = []
+        run = ob.train(base, rows(label), "lora(rank=2)", report=Notes(notes), **FAST)
+        how = base.adapters[run.name].task["pairs"]
+        base.remove(run.name)
+        return how, [note for note in notes if "pair" in note]
+
+    how, notes = said(lambda i: "same" if i % 2 else "other")
+    assert how == "apart" and "clearly better" in notes[0]
+    coin = torch.randint(2, (120,), generator=torch.Generator().manual_seed(2)).tolist()
+    how, notes = said(lambda i: "heads" if coin[i] else "tails")
+    assert how == "joint" and "one row" in notes[0]
+
+
+class Notes(ob.training.loop.Reporter):
+    """Keeps what a run says."""
+
+    def __init__(self, kept: list[str]):
+        self.kept = kept
+
+    def note(self, text: str) -> None:
+        self.kept.append(text)
+
+
 def test_pairs_is_refused_where_it_has_no_meaning(base: ob.Base) -> None:
     single = ob.load_data([{"text": sentence(i), "score": i / 7} for i in range(40)], task="regression")
     with pytest.raises(ConfigError, match="no meaning for single texts"):

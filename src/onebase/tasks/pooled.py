@@ -9,6 +9,7 @@ base's own score is the better of both on validation, whichever the adapter read
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,7 +34,7 @@ class PooledTask(Task):
     """A head on pooled vectors; subclasses say what targets are, what the loss is and how a head is fitted.
 
     Class attributes:
-        default_pairs: how pairs are read unless the caller says otherwise.
+        default_pairs: how pairs are read unless the caller says otherwise, or the frozen base (`settle`).
     """
 
     default_pairs: ClassVar[str] = "joint"
@@ -66,7 +67,24 @@ class PooledTask(Task):
             return spec
         if how == "apart" and spec["template"]:
             raise ConfigError("a template joins the two texts, so pairs = 'apart' cannot read them apart: drop one")
-        return spec | {"pairs": ("joint" if spec["template"] else self.default_pairs) if how == "auto" else how}
+        if how == "auto" and (spec["template"] or self.default_pairs == "apart"):
+            how = "joint" if spec["template"] else "apart"
+        return spec | {"pairs": how}
+
+    def settle(
+        self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]
+    ) -> tuple[dict[str, Any], dict[str, Examples]]:
+        """Read pairs apart where that is clearly better on the frozen base: by more than a standard error.
+
+        A base that was trained to embed sentences knows there what a few thousand joint rows do not teach it.
+        """
+        if spec.get("pairs") != "auto":
+            return spec, examples
+        train, validation = examples["train"], examples["validation"]
+        ways = {how: {**spec, "pairs": how} for how in PAIRS}
+        (_, joint, noise), (_, apart, _) = (self._fitted(base, ways[how], train, validation) for how in PAIRS)
+        how = "apart" if apart > joint + noise else "joint"
+        return ways[how], {split: _read_as(how, part) for split, part in examples.items()}
 
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module:
         """Build the head for the vectors that the adapter reads."""
@@ -95,8 +113,9 @@ class PooledTask(Task):
             return _with_targets(_rows_of(encode_windows(base.tokenizer, spec, texts, pairs)), targets)
         assert pairs is not None
         ways = {how: _with_targets(self._read_pairs(base, spec, how, texts, pairs), targets) for how in PAIRS}
-        found, other = ways[spec["pairs"]], ways[PAIRS[spec["pairs"] == "joint"]]
-        return replace(found, facts={**found.facts, "other": other})
+        apart = reads_apart(spec)
+        found, other = ways[PAIRS[apart]], ways[PAIRS[not apart]]
+        return replace(found, facts={**found.facts, "other": other, "fits": {}})
 
     def _read_pairs(
         self, base: Base, spec: Mapping[str, Any], how: str, texts: Sequence[str], pairs: Sequence[str]
@@ -169,15 +188,25 @@ class PooledTask(Task):
         if "pairs" not in spec:
             head = self._fit(base, spec, train, validation)[0]
             return head, head
-        other = {**spec, "pairs": PAIRS[spec["pairs"] == "joint"]}
-        start, good = self._fit(base, spec, train, validation)
-        rival, better = self._fit(base, other, train.facts["other"], validation.facts["other"])
+        start, good, _ = self._fitted(base, spec, train, validation)
+        other = {**spec, "pairs": PAIRS[not reads_apart(spec)]}
+        rival, better, _ = self._fitted(base, other, train, validation)
         return (rival if better > good else start), start
+
+    def _fitted(
+        self, base: Base, spec: Mapping[str, Any], train: Examples, validation: Examples
+    ) -> tuple[LinearHead, float, float]:
+        """Fit a head for one way of reading pairs, once: it is kept with the training rows, whichever way they show."""
+        how, kept = spec["pairs"], train.facts["fits"]
+        if how not in kept:
+            kept[how] = self._fit(base, spec, _read_as(how, train), _read_as(how, validation))
+        head, rank, noise = kept[how]
+        return copy.deepcopy(head), rank, noise
 
     def _fit(
         self, base: Base, spec: Mapping[str, Any], train: Examples, validation: Examples
-    ) -> tuple[LinearHead, float]:
-        """Return the best head of one way of reading, and its rank on validation."""
+    ) -> tuple[LinearHead, float, float]:
+        """Return the best head of one way of reading, its rank on validation, and the standard error of that."""
         assert train.targets is not None and validation.targets is not None
         vectors, held = frozen_vectors(base, train, spec), frozen_vectors(base, validation, spec)
         targets, held_targets = train.targets[first_rows(train)], validation.targets[first_rows(validation)]
@@ -186,18 +215,21 @@ class PooledTask(Task):
             alone = self.fit_head(spec, vectors[:, -1:], targets, held[:, -1:], held_targets)
             heads.append(self._widened(spec, alone, heads[0]))
         if "pairs" not in spec:
-            return heads[0], 0.0
+            return heads[0], 0.0, 0.0
         ranks = [self._rank(spec, head, held, validation) for head in heads]
-        best, rank = max(zip(heads, ranks), key=lambda pair: pair[1])
+        best, (rank, noise) = max(zip(heads, ranks), key=lambda pair: pair[1][0])
         if reads_apart(spec):
             slow_down(best, vectors.shape[1] / base.anatomy.hidden_size)
-        return best, rank
+        return best, rank, noise
 
-    def _rank(self, spec: Mapping[str, Any], head: LinearHead, held: Tensor, validation: Examples) -> float:
+    def _rank(
+        self, spec: Mapping[str, Any], head: LinearHead, held: Tensor, validation: Examples
+    ) -> tuple[float, float]:
         with torch.no_grad():
             found = Found(torch.zeros(len(held)), torch.zeros(len(held)), list(head(held)))
         self.finish(spec, head, validation, found)
-        return self.judge(spec, head, validation, found).rank
+        scores = self.judge(spec, head, validation, found)
+        return scores.rank, (scores.interval[1] - scores.interval[0]) / (2 * 1.96)
 
     def _widened(self, spec: Mapping[str, Any], narrow: LinearHead, like: LinearHead) -> LinearHead:
         """Return a head on all features that reads the last one as `narrow` does."""
@@ -220,6 +252,16 @@ def slow_down(head: LinearHead, factor: float) -> None:
     with torch.no_grad():
         head.scale.div_(factor)
         head.weight.mul_(factor)
+
+
+def _read_as(how: str, examples: Examples) -> Examples:
+    """Return rows of pairs as one way reads them."""
+    other = examples.facts.get("other")
+    if other is None or ("second" in examples.facts) == (how == "apart"):
+        return examples
+    rest = {key: value for key, value in examples.facts.items() if key not in ("other", "second")}
+    back = replace(examples, facts={key: v for key, v in examples.facts.items() if key != "other"})
+    return replace(other, facts={**rest, **other.facts, "other": back})
 
 
 def reads_apart(spec: Mapping[str, Any]) -> bool:

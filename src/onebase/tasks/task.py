@@ -265,6 +265,12 @@ class Task:
         """
         return spec
 
+    def settle(
+        self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]
+    ) -> tuple[dict[str, Any], dict[str, Examples]]:
+        """Settle what the frozen base's answers to the encoded rows decide: the final spec, and the rows it reads."""
+        return spec, examples
+
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module | None:
         """Build the head for vectors of `width`; None where there is none."""
         return None

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from onebase.training.loop import Reporter
 
 DEFAULT_METHOD = "lora"
+PAIRS_READ = {
+    "joint": "the texts of a pair are read in one row (pairs=apart would read each alone)",
+    "apart": "the texts of a pair are read apart, where the frozen base is clearly better (pairs=joint compares words)",
+}
 WHILE_TRAINING = " (training)"  # follows an adapter's name until its last step
 KEPT_BASELINES = 4  # heads on frozen vectors that a base remembers
 # What is passed on to `load_data`, beside the columns by role.
@@ -132,6 +136,10 @@ def prepare(
     spec = make_task(base, found, **options)
     settings = settings_for(method, more, base.anatomy.hidden_size)
     examples = _encoded(base, spec, found, method, {} if shared is None else shared)
+    asked = spec
+    spec, examples = get_task(spec["kind"]).settle(base, spec, examples)
+    if asked.get("pairs") == "auto":
+        report.note(PAIRS_READ[spec["pairs"]])
     plain = {split: part.for_base for split, part in examples.items()}
     attached = name or attach or _free_name(base, method.name)
     adapter = build(
