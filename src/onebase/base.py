@@ -356,15 +356,19 @@ class Base:
         self._check(names)
         return Bound(self, names, function)
 
-    def as_model(self, name: str) -> AdapterModel:
+    def as_model(self, name: str | None) -> AdapterModel:
         """Return an adapter as a trainable module: its parameters and state are the adapter and head only.
 
         For Trainer, TRL, pipelines, DDP and FSDP; `forward` returns loss and logits, `save_pretrained` writes the
         adapter.
+
+        Args:
+            name: the attached adapter; None is the plain base without parameters, which preference trainers such as
+                TRL's DPOTrainer take as `ref_model`, so that one model serves both.
         """
         from onebase.as_model import AdapterModel
 
-        return AdapterModel(self, self.adapters[name])
+        return AdapterModel(self, None if name is None else self.adapters[name])
 
     def gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute layers in the backward pass: less memory, more time, the same gradients."""
