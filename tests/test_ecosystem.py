@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import onebase as ob
+from onebase.errors import ConfigError, RouteError, UnknownNameError, UnsupportedError
+from onebase.methods.registry import parse_method
 
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
 import checks
-from families import make
+from families import TEXTS, make
 from test_as_model import TASK, tiny_data
 from transformers import Trainer, TrainingArguments
 
@@ -81,3 +83,156 @@ def test_pipeline_answers_as_the_base_does(tokenizer) -> None:
         for found, expected in zip(run(texts), base.predict(texts, "a")):
             given = {each["label"]: each["score"] for each in found}
             assert given == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+# -- sentence-transformers -------------------------------------------------------------------------------------------
+
+
+def test_sentence_transformers_encodes_under_a_route(tokenizer, tmp_path) -> None:
+    """`encode` over the base's own model gives our vectors, adapter by adapter; unrouted it gives the plain base's."""
+    parts = pytest.importorskip("sentence_transformers")
+    models = pytest.importorskip("sentence_transformers.models")
+    make("bert").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reader = models.Transformer(str(tmp_path), max_seq_length=60)
+    encoder = parts.SentenceTransformer(modules=[reader, models.Pooling(32, "mean")], device="cpu")
+    texts = [*TEXTS, "a bird", "the road"]
+    with ob.Base(reader.auto_model, tokenizer) as base:
+        plain = encoder.encode(texts)
+        for number, method in enumerate(["lora(rank=2)", "prefix(length=3, init='random')", "prompt(length=2)", "ia3"]):
+            checks.disturb(base.add(method, method).module, number)
+            with base.use(method):
+                found = torch.tensor(encoder.encode(texts, batch_size=3))  # it sorts rows by length
+            expected = torch.stack([torch.as_tensor(p.embedding) for p in base.predict(texts, method)])
+            assert checks.gap(found, expected) <= 1e-5
+            assert checks.gap(found, torch.tensor(plain)) > checks.VISIBLE
+        with base.use(["lora(rank=2)"] * 2), pytest.raises(RouteError):
+            encoder.encode(texts)  # a list does not fit rows that somebody else sorts and cuts
+        assert (encoder.encode(texts) == plain).all()
+
+
+def test_a_call_of_forward_itself_is_routed(tokenizer) -> None:
+    """`model.forward(...)` skips torch's hooks; a stack that is called so answers as the adapter does all the same."""
+    with ob.Base(make("bert"), tokenizer) as base:
+        names = checks.attach(base, {n: parse_method(m) for n, m in METHODS.items()})
+        ids, mask = checks.draw([*names, None]).padded("right")
+        call = {"input_ids": ids, "attention_mask": mask}
+        with torch.no_grad(), base.use([*names, None]):
+            assert torch.equal(base.model(**call)[0], base.model.forward(**call)[0])
+            assert torch.equal(base.model(**call)[0], base.model.forward(ids, mask)[0])
+        own = base.model
+    assert "forward" not in own.__dict__
+
+
+# -- accelerate ------------------------------------------------------------------------------------------------------
+
+
+def offloaded(family: str, where: str, folder: Path):
+    """Return the model of a family with its weights kept by accelerate, away from where they compute."""
+    accelerate = pytest.importorskip("accelerate")
+    model = make(family)
+    if where == "memory":
+        return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    model.save_pretrained(folder / "model")
+    return type(model).from_pretrained(folder / "model", device_map={"": "disk"}, offload_folder=folder / "kept").eval()
+
+
+METHODS = {
+    "a": "lora(rank=2)", "b": "dora(rank=2)", "c": "prefix(length=2)", "d": "prompt(length=2)", "e": "ia3",
+    "f": "bottleneck(size=4)", "g": "bitfit", "h": "layernorm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize("family", ["bert", "bart", "llama", "t5"])
+def test_an_offloaded_base_answers_as_a_resident_one(family, where, tokenizer, tmp_path) -> None:
+    """Weights that are there only while their module computes: the same fingerprint, answers and gradients."""
+    methods = checks.carried(ob.Base(make(family)), {n: parse_method(m) for n, m in METHODS.items()})
+    rows = checks.draw([*methods, None])
+    with ob.Base(make(family), tokenizer) as base, ob.Base(offloaded(family, where, tmp_path), tokenizer) as away:
+        assert all(p.is_meta for p in away.model.parameters())
+        assert away.device == torch.device("cpu")
+        assert away.fingerprint() == base.fingerprint()
+        for each in (base, away):
+            checks.attach(each, methods)
+        for side in ("left", "right"):
+            with torch.no_grad():
+                wanted, found = (checks.call_rows(each, rows, side) for each in (base, away))
+            assert max(checks.gap(x, y) for x, y in zip(wanted, found)) <= checks.LOGITS
+        for each in (base, away):
+            checks.call_alone(each, rows.tokens[0], "a").square().sum().backward()
+        for one, other in zip(base.adapters["a"].parameters(), away.adapters["a"].parameters()):
+            assert checks.gap(one.grad, other.grad) <= checks.GRADIENTS
+        stored = base.save("a")
+        away.load(stored.ref, name="again")
+        if base.has_lm_head:
+            texts = [ob_base.generate(TEXTS[:2], ["a", None], max_new_tokens=4) for ob_base in (base, away)]
+            assert texts[0] == texts[1]
+        with pytest.raises(UnsupportedError, match="offloaded"):
+            away.merge("a")
+
+
+def test_a_base_on_several_devices_is_refused(tokenizer) -> None:
+    """An adapter is on one device; where layers compute on others, adding it says so."""
+    with ob.Base(make("bert"), tokenizer) as base:
+        base.model.encoder.layer[1].to("meta")
+        hook = pytest.importorskip("accelerate").hooks.AlignDevicesHook(execution_device=torch.device("cuda:1"))
+        base.model.encoder.layer[1].output.dense._hf_hook = hook
+        with pytest.raises(UnsupportedError, match="spread over cpu, cuda:1"):
+            base.add("a", "lora")
+
+
+def test_training_on_an_offloaded_base(tokenizer, tmp_path) -> None:
+    """`train` gives the values that it gives on a resident base."""
+    rows = [{"text": f"{word} {text}", "label": word} for text in TEXTS * 3 for word in ("good", "bad")]
+    found = []
+    for kept in (False, True):
+        with ob.Base(offloaded("bert", "memory", tmp_path) if kept else make("bert"), tokenizer) as base:
+            ob.train(base, rows, "lora(rank=2)", name=f"a{kept}", epochs=1, dtype="float32", attention="eager", seed=1)
+            found.append({key: t.clone() for key, t in base.adapters[f"a{kept}"].tensors().items()})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(t, found[1][key], atol=1e-5) for key, t in found[0].items())
+
+
+# -- generate and compile --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_static_cache_writes_the_same(family, tokenizer) -> None:
+    """A cache of fixed size changes no token, or is refused; settings that nothing reads are errors."""
+    with ob.Base(make(family), tokenizer) as base:
+        with pytest.raises(ConfigError, match=r"base\.bind\(names\)\.generate"):
+            base.generate(TEXTS[0], streamer=object())
+        with pytest.raises(UnknownNameError, match="max_new_tokens"):
+            base.generate(TEXTS[0], max_new_token=3)
+        methods = {"a": "lora(rank=2)", "b": "ia3", "c": "bottleneck(size=4)", "d": "prefix(length=2, init='random')",
+                   "e": "prompt(length=2)"}  # fmt: skip
+        names = checks.attach(base, {n: parse_method(m) for n, m in methods.items()})
+        for name in names:
+            settings = {"max_new_tokens": 6, "return_ids": True}
+            wanted = base.generate(TEXTS[:1], name, **settings)
+            try:
+                found = base.generate(TEXTS[:1], name, cache_implementation="static", **settings)
+            except UnsupportedError as error:
+                assert "static" in str(error), name
+                assert name in ("d", "e")
+            else:
+                assert found == wanted, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_default_compiler_gives_the_same(family, tokenizer) -> None:
+    """torch.compile with its own code generation, for a mixed route that changes between calls."""
+    with ob.Base(make(family), tokenizer) as base:
+        names = checks.attach(base, {n: parse_method(m) for n, m in METHODS.items()})
+        compiled = torch.compile(base.model)
+        ids = checks.draw([None] * 3, shortest=7, longest=7).padded("right")[0]
+        call = checks.inputs(base, ids, torch.ones_like(ids))
+        with torch.no_grad():
+            for route in ([names[0], None, names[1]], names[2], [None, names[3], names[4]], None):
+                with base.use(route):
+                    wanted, found = checks.values(base.model(**call)), checks.values(compiled(**call))
+                assert checks.gap(wanted, found) <= 1e-4
+    torch.compiler.reset()

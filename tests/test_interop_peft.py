@@ -109,6 +109,11 @@ def cases() -> dict[str, Case]:
                                      **CONV), "ia3"),
         "llama ia3": Case("llama", ia3(target_modules=["k_proj", "v_proj", "down_proj"],
                                        feedforward_modules=["down_proj"], **CLM), "ia3"),
+        "t5 dora": Case("t5", lora(target_modules=["q", "wi", "wo"], use_dora=True, **S2S), "dora"),
+        "t5 vera": Case("t5", vera(r=8, target_modules=["q", "v"], **S2S), "vera"),
+        "t5 norms": Case("t5", norms(target_modules=["layer_norm"], exclude_modules=[r"final_layer_norm"], **S2S),
+                         "layernorm"),
+        "t5 p-tuning": Case("t5", encoder(num_virtual_tokens=4, encoder_hidden_size=16, **S2S), "prompt"),
         "t5 ia3": Case("t5", ia3(target_modules=["k", "v", "wo"], feedforward_modules=["wo"], **S2S), "ia3"),
         "bert vera": Case("bert", vera(r=8, target_modules=two), "vera"),
         "bert vera drawn": Case(
@@ -188,6 +193,13 @@ def ours(base: Base, name: str | None) -> torch.Tensor:
 
 def gap(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max()) / max(1.0, float(one.abs().max()))
+
+
+def test_enough_shapes_go_round():
+    """The families that people have most adapters of are here with most methods."""
+    of = {family: sum(case.model.startswith(family) for case in CASES.values()) for family in ("bert", "gpt2", "llama",
+                                                                                               "t5")}  # fmt: skip
+    assert sum(of.values()) >= 30 and min(of.values()) >= 8
 
 
 @pytest.mark.parametrize("name", NAMES)

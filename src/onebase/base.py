@@ -18,6 +18,7 @@ from onebase.anatomy.installation import Installation
 from onebase.build import build_adapter, default_task
 from onebase.compose import binding
 from onebase.compose.recipes import Composition
+from onebase.core.offload import device_of, is_offloaded
 from onebase.core.plan import Routed
 from onebase.core.quantized import quantization_of
 from onebase.core.route import as_route
@@ -64,7 +65,7 @@ class Base:
         self.id = id or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.anatomy: Anatomy = dissect(model)
         self.quantization = quantization_of(model)  # how weights are quantized, '' where they are not
-        self._unfit: str | None = None if self.quantization else ""  # why no adapter can stand on them; None: unknown
+        self._unfit: str | None = None  # why no adapter can stand on the weights, '' if they can; None: unknown
         self._adapters: dict[str, Adapter] = {}
         self._numbers: dict[int, str] = {}
         self._next = 0
@@ -73,15 +74,15 @@ class Base:
         self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
         self._closed = False
         self._merged: Merged | None = None
-        self._whole: str | None = None  # fingerprint from before the layers were split over processes
+        self._whole: str | None = None  # fingerprint of layers that were split over processes or offloaded
         self._installed = Installation(model, self.anatomy, self._find, self._names_of)
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Where the base's embeddings are."""
-        return self.anatomy.stacks[0].embed.weight.device  # type: ignore[union-attr,return-value]
+        """Where the base's embeddings compute: their own device, or the one that offloaded weights are brought to."""
+        return device_of(self.anatomy.stacks[0].embed)
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -362,15 +363,19 @@ class Base:
         self._check(names)
         return Bound(self, names, function)
 
-    def as_model(self, name: str) -> AdapterModel:
+    def as_model(self, name: str | None) -> AdapterModel:
         """Return an adapter as a trainable module: its parameters and state are the adapter and head only.
 
         For Trainer, TRL, pipelines, DDP and FSDP; `forward` returns loss and logits, `save_pretrained` writes the
         adapter.
+
+        Args:
+            name: the attached adapter; None is the plain base without parameters, which preference trainers such as
+                TRL's DPOTrainer take as `ref_model`, so that one model serves both.
         """
         from onebase.as_model import AdapterModel
 
-        return AdapterModel(self, self.adapters[name])
+        return AdapterModel(self, None if name is None else self.adapters[name])
 
     def gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute layers in the backward pass: less memory, more time, the same gradients."""
@@ -679,7 +684,10 @@ class Base:
             return self._whole
         from onebase.store import fingerprint_model
 
-        return fingerprint_model(self.model)  # remembered there until a tensor changes
+        found = fingerprint_model(self.model)  # remembered there until a tensor changes
+        if is_offloaded(self.model):  # every forward puts other tensors into the modules, and nothing is merged
+            self._whole = found
+        return found
 
     def __repr__(self) -> str:
         return f"Base({self.id!r}, {self.anatomy.model_type}, adapters={list(self._adapters)})"

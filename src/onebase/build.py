@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onebase.adapter import Adapter
 from onebase.core.contracts import AdapterModule
+from onebase.core.offload import devices_of
 from onebase.core.quantized import problem_of
 from onebase.core.route import as_route
 from onebase.core.site import Site
@@ -76,9 +77,9 @@ def build_adapter(
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
     if base._unfit is None:
-        base._unfit = problem_of(base.model)
+        base._unfit = _unfit(base)
     if base._unfit:
-        raise UnsupportedError(f"{base._unfit}. docs/quantized.md lists what works")
+        raise UnsupportedError(base._unfit)
     every = list(base.anatomy.sites.values())
     refused = next((site for site in method.needs(every) if site.unsupported), None)
     if refused is not None:
@@ -107,6 +108,18 @@ def build_adapter(
     )  # fmt: skip
     _check_conventions(base, adapter)
     return adapter
+
+
+def _unfit(base: Base) -> str:
+    """Say why no adapter can stand on the weights of a base, '' where they can."""
+    devices = sorted(devices_of(base.model))
+    if len(devices) > 1:
+        return (
+            f"the base is spread over {', '.join(devices)}, and an adapter is on one device: load it on one, offload "
+            "what does not fit (device_map with one device and 'cpu' or 'disk'), or split it over processes (--shard)"
+        )
+    problem = problem_of(base.model) if base.quantization else ""
+    return f"{problem}. docs/quantized.md lists what works" if problem else ""
 
 
 def _check_conventions(base: Base, adapter: Adapter) -> None:

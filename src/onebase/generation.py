@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id
-from onebase.errors import ConfigError, UnsupportedError
+from onebase.errors import ConfigError, UnsupportedError, unknown
 from onebase.tasks import get_task
 from onebase.words import seen
 
@@ -131,6 +131,7 @@ def generate_ids(
         raise ConfigError(f"num_return_sequences = {num_return_sequences}: expected at most num_beams = {num_beams}")
     if not do_sample and num_beams == 1 and num_return_sequences > 1:
         raise ConfigError("greedy search has one result: pass do_sample=True or num_beams")
+    _check_settings(settings)
     rows, names = encode_prompts(base, prompts, names), list(names)
     processors: list[Any] = []
     copies = num_return_sequences if do_sample else 1
@@ -175,6 +176,18 @@ def generate_ids(
     ]
     per = num_return_sequences
     return [sequences[i * per : (i + 1) * per] for i in range(len(prompts))]
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise unless transformers knows every setting: it keeps others without a word, and nothing reads them."""
+    from transformers import GenerationConfig
+
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    for name in settings:
+        if name in ("streamer", "logits_processor", "stopping_criteria", "assistant_model"):
+            raise ConfigError(f"{name} is an object that transformers calls: pass it to base.bind(names).generate")
+        if name not in fields:
+            raise unknown("setting of generate", name, fields)
 
 
 def _until(ids: list[int], stops: set[int], pad: int, end: Sequence[int] = ()) -> list[int]:

@@ -87,6 +87,8 @@ def _write(site: Site, delta: Delta, originals: dict[int, tuple[nn.Parameter, Te
             f"site {site.name}: its weight is quantized ({kind_of(weight) or type(site.module).__name__}), which "
             "cannot hold the merged values: train on the base without quantization to merge"
         )
+    if weight.is_meta:
+        raise UnsupportedError(f"site {site.name}: its weight is offloaded: load the base without offload to merge")
     own, bias = site.weight(), site.bias()
     new, new_bias = delta.merged(own.float(), None if bias is None else bias.float())
     if bias is None and new_bias is not None:

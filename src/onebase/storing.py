@@ -146,8 +146,13 @@ def _write(base: Base, adapter: Adapter, store: Store, name: str, **facts: Any) 
     return store.save(name, config=describe(base, adapter, **facts), tensors=tensors)
 
 
-def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
+def export_folder(base: Base, adapter: Adapter, folder: Path, **facts: Any) -> None:
     """Write an attached adapter to a folder of its own: a copy, not a version of a store.
+
+    Args:
+        base, adapter: what is written.
+        folder: new or empty.
+        facts: provenance and metrics to keep with it.
 
     Raises:
         StoreError: the folder has files already.
@@ -164,7 +169,7 @@ def export_folder(base: Base, adapter: Adapter, folder: Path) -> None:
         raise StoreError(f"{folder} is not empty: choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        stored = _write(base, adapter, Store(Path(work)), adapter.name)
+        stored = _write(base, adapter, Store(Path(work)), adapter.name, **facts)
         folder.mkdir(exist_ok=True)
         for file in stored.path.iterdir():
             shutil.move(str(file), folder / file.name)

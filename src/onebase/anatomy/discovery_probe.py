@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.anatomy.attention import own_function
+from onebase.core.offload import device_of
 from onebase.core.site import Ref
 from onebase.errors import UnsupportedError
 
@@ -59,7 +60,7 @@ class Probe:
             vocabulary = int(embed.weight.shape[0])
         except (AttributeError, NotImplementedError, TypeError):
             raise UnsupportedError(f"{type(model).__name__} has no token embedding") from None
-        self.device, self.dtype = embed.weight.device, embed.weight.dtype
+        self.device, self.dtype = device_of(embed), embed.weight.dtype
         self.ids, self.decoder_ids = self._draw(vocabulary)
 
     @property

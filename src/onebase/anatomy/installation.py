@@ -264,10 +264,15 @@ class Installation:
                     self._checkpoint_flags.append((owner, name, owner.__dict__.get(name, _ABSENT)))
                     setattr(owner, name, value)
 
+    @property
+    def checkpointed(self) -> bool:
+        """Whether layers are recomputed in the backward pass."""
+        return bool(self._checkpoint_flags)
+
     @contextmanager
     def without_checkpointing(self) -> Iterator[None]:
         """Switch checkpointing off for a while: transformers gives a checkpointed layer no KV cache."""
-        on = bool(self._checkpoint_flags)
+        on = self.checkpointed
         if on:
             self.checkpointing(False)
         try:

@@ -200,11 +200,14 @@ def _facts(stored: Stored) -> list[tuple[str, str]]:
 def rm(
     refs: Refs,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also versions that an alias names.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also versions that an alias names, and parts of stored compositions.")
+    ] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
     """Remove one version (name@N) or all versions (name) of stored adapters. It cannot be undone."""
+    from onebase.errors import StoreError
     from onebase.store import Store
 
     out, store = Output(as_json), Store()
@@ -217,7 +220,18 @@ def rm(
         for place in places.values():
             out.note(f"{place.ref}  {place.path}")
         typer.confirm(f"Remove {count(len(places), 'version')}?", abort=True, err=True)
-    removed = [gone.ref for ref in places for gone in store.remove(ref, force=force)]
+    removed, left = [], list(places)
+    while left:  # a composition and its parts may go in one command, in any order
+        later, problem = [], None
+        for ref in left:
+            try:
+                removed += [gone.ref for gone in store.remove(ref, force=force)]
+            except StoreError as error:
+                later.append(ref)
+                problem = error
+        if problem is not None and later == left:
+            raise problem
+        left = later
     if as_json:
         out.document({"removed": removed})
         return

@@ -85,8 +85,11 @@ def gc(
     found = Store().gc(keep=keep, apply=yes)
     if as_json:
         versions = [place.ref for place in found.versions]
-        out.document({"removed": yes, "leftovers": found.leftovers, "versions": versions})
+        kept = {place.ref: [user.ref for user in users] for place, users in found.kept.items()}
+        out.document({"removed": yes, "leftovers": found.leftovers, "versions": versions, "kept": kept})
         return
+    for place, users in found.kept.items():
+        out.note(f"{place.ref} stays: {', '.join(user.ref for user in users)} is made of it")
     for line in (*map(str, found.leftovers), *(place.ref for place in found.versions)):
         out.line(line)
     said = f"{count(len(found.leftovers), 'leftover')} and {count(len(found.versions), 'version')}"

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
+from onebase.core.direct import MARK, DirectCalls
 from onebase.core.layout import Layout, make_layout
+from onebase.core.offload import weight_of
 from onebase.core.packing import make_packing
 from onebase.core.places import Places
 from onebase.core.plan import Group, Plan, Routed, lower
@@ -61,10 +63,11 @@ class Anchor:
         self.lock = threading.Lock()
         # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
         enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
-        self.handles = [
+        self.handles: list[Any] = [
             stack.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
             stack.module.register_forward_hook(leave, with_kwargs=True, always_call=True),
         ]
+        self.handles.append(DirectCalls(stack.module))
         if stack.pooler is not None:
             self.handles.append(stack.pooler.register_forward_pre_hook(self.pool))
         if stack.pooled is not None:
@@ -94,7 +97,7 @@ class Anchor:
         runtime.push(Frame(module, plan))
         if plan is not None:
             wrap_checkpoints(self.stack.layers, runtime)
-        return (), call
+        return (), {**call, MARK: True}
 
     def _within(self, outer: nn.Module) -> bool:
         return outer is not self.stack.module and any(m is self.stack.module for m in outer.modules())
@@ -532,7 +535,7 @@ class Anchor:
         if plan is None or plan.positions is None:
             return None
         rows = plan.positions + self.stack.position_offset
-        return nn.functional.embedding(rows, module.weight)  # type: ignore[arg-type]
+        return nn.functional.embedding(rows, weight_of(module))
 
     def patch(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Insert virtual tokens among those that images were made into."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onebase.core.offload import device_of, resident
 from onebase.core.quantized import dequantized, kind_of
 from onebase.errors import UnsupportedError
 
@@ -146,10 +147,13 @@ class Site:
         if not isinstance(tensor, Tensor):
             raise UnsupportedError(f"site {self.name}: {type(self.module).__name__} has no {name}")
         if tensor.is_meta:
-            raise UnsupportedError(
-                f"site {self.name}: its {name} is offloaded (on the meta device); load the base without offload "
-                "or use a method that does not read W"
-            )
+            kept = resident(self.module, name)
+            if kept is None:
+                raise UnsupportedError(
+                    f"site {self.name}: its {name} is offloaded (on the meta device); load the base without offload "
+                    "or use a method that does not read W"
+                )
+            return kept.to(device_of(self.module))
         if not kind_of(tensor):
             tensor = tensor.detach()
             if hasattr(tensor, "full_tensor"):  # split over processes, all of which ask for it now

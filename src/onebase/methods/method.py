@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from onebase.core.contracts import AdapterModule
+from onebase.core.patterns import safe_pattern
 from onebase.core.site import Site
 from onebase.errors import ConfigError, unknown
 
@@ -201,6 +201,6 @@ def matches(site: Site, pattern: str, where: str) -> bool:
     if not pattern.startswith("re:"):
         return site.part == pattern
     try:
-        return re.search(pattern[3:], site.name) is not None
-    except re.error as error:
-        raise ConfigError(f"{where}: {pattern!r} is no regular expression: {error}") from None
+        return safe_pattern(pattern[3:]).search(site.name) is not None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

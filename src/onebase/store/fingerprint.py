@@ -111,6 +111,7 @@ def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
         *model.named_parameters(remove_duplicate=False),
         *((n, b) for n, b in model.named_buffers(remove_duplicate=False) if n in persistent),
     ]
+    both = [(name, _resident(model, name) if tensor.is_meta else tensor) for name, tensor in both]
     absent = sorted(name for name, tensor in both if tensor.is_meta)
     if absent:
         raise UnsupportedError(
@@ -120,11 +121,25 @@ def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     from onebase.core.quantized import parts_of
 
     both = [part for name, tensor in both for part in parts_of(name, tensor)]  # quantized ones: what they are made of
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    where = dict(model.named_parameters(remove_duplicate=False))
     first: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
     for name, tensor in sorted(both, key=lambda pair: pair[0]):
         place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        if name in where and where[name].is_meta:  # each was read by itself, so the places of tied ones differ
+            place = (tied.get(name, name),)
         first.setdefault(place if tensor.numel() else (name,), (name, tensor))
     return list(first.values())
+
+
+def _resident(model: torch.nn.Module, name: str) -> torch.Tensor:
+    """Return an offloaded tensor from where it is kept, or what stands in its place."""
+    from onebase.core.offload import resident
+
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    kept = resident(module, leaf)
+    return getattr(module, leaf) if kept is None else kept
 
 
 def _state(tensors: list[tuple[str, torch.Tensor]]) -> tuple[Any, ...] | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onebase.store.aliases import FILE, read_aliases
@@ -22,10 +22,12 @@ class Garbage:
     Attributes:
         leftovers: work files and folders of saves and removals that were cut off.
         versions: old versions that no alias names.
+        kept: old versions that stay because stored compositions are made of them, with the compositions.
     """
 
     leftovers: tuple[Path, ...]
     versions: tuple[Version, ...]
+    kept: Mapping[Version, tuple[Version, ...]] = field(default_factory=dict)
 
 
 def leftovers(work: Path, adapters: Path, older_than: float = LEFT_SECONDS) -> tuple[Path, ...]:

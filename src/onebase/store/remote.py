@@ -229,6 +229,12 @@ class RemoteStore(Store):
             raise CorruptError(f"{where} does not name the files of a version")
         return raw
 
+    def _read_config(self, place: Version) -> bytes:
+        try:
+            return self._read("blobs", self._pointer(place)["files"][CONFIG_FILE])
+        except StoreError as error:
+            raise ValueError(str(error)) from error
+
     def _remove(self, place: Version) -> bool:
         with contextlib.suppress(FileExistsError):
             self._create(b"", "adapters", place.name, "removed", str(place.version))
@@ -293,4 +299,4 @@ class RemoteStore(Store):
                 blobs.append(PurePosixPath("blobs", name))
                 if apply:
                     self.fs.rm_file(path)
-        return Garbage(leftovers=(*found.leftovers, *blobs), versions=found.versions)  # type: ignore[arg-type]
+        return Garbage(leftovers=(*found.leftovers, *blobs), versions=found.versions, kept=found.kept)  # type: ignore[arg-type]

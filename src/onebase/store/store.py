@@ -20,6 +20,7 @@ from onebase.store.card import render_card
 from onebase.store.difference import Difference, compare
 from onebase.store.garbage import LEFT_SECONDS, Garbage, leftovers, unnamed
 from onebase.store.names import NAME, VERSION, check_name, is_path, split_ref
+from onebase.store.parts import Needs
 from onebase.store.schema import (
     CARD_FILE,
     CONFIG_FILE,
@@ -33,6 +34,7 @@ from onebase.store.schema import (
 )
 from onebase.store.stored import Stored, Version
 from onebase.store.tensors import encode
+from onebase.store.verify import CONFIG_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +184,8 @@ class Store:
 
         Args:
             ref: a reference; never a path, as folders outside the store are not its own.
-            force: also versions that an alias names; the alias goes with them.
+            force: also versions that an alias names, which goes with them, and parts of stored compositions, which
+                cannot be loaded any more then.
 
         Returns:
             The places removed, oldest first. Their numbers are not given again.
@@ -190,8 +193,8 @@ class Store:
         Raises:
             UnknownNameError: there is no such adapter or version.
             ConfigError: the reference is malformed or a path.
-            StoreError: an alias names one of them, and none is removed; or the disk refuses, and versions before
-                the one named are removed.
+            StoreError: an alias names one of them or a composition is made of it, and none is removed; or the disk
+                refuses, and versions before the one named are removed.
         """
         if is_path(ref):
             raise ConfigError(f"{ref!r} is a path; remove takes 'name' or 'name@version'. Delete a folder yourself.")
@@ -204,6 +207,12 @@ class Store:
             if held and not force:
                 shown = ", ".join(f"{name}@{version} is {alias!r}" for alias, version in held.items())
                 raise StoreError(f"{ref} is not removed: {shown}. Promote another version first, or pass --force.")
+            if not force and (needed := self._needs().of(places)):
+                shown = ", ".join(f"{p.ref} is a part of {', '.join(u.ref for u in us)}" for p, us in needed.items())
+                raise StoreError(
+                    f"{ref} is not removed: {shown}, which cannot be loaded without it. Remove the composition first, "
+                    "or pass --force."
+                )
             if held:
                 self._put_histories(name, {a: h for a, h in histories.items() if a not in held})
             return [place for place in places if self._remove(place)]
@@ -289,8 +298,9 @@ class Store:
             raise ConfigError(f"keep = {keep}: expected at least 1, as gc never removes the newest version")
         old = leftovers(self._work, self._adapters, older_than)
         versions = () if keep is None else unnamed(self._places(), keep)
+        versions, kept = self._without_needed(versions)
         if not apply:
-            return Garbage(leftovers=old, versions=versions)
+            return Garbage(leftovers=old, versions=versions, kept=kept)
         for path in old:
             disk.drop(path)
         gone: builtins.list[Version] = []
@@ -298,7 +308,24 @@ class Store:
             with self._locked(place.name):
                 if place.version not in self.aliases(place.name).values() and self._remove(place):
                     gone.append(place)
-        return Garbage(leftovers=old, versions=tuple(gone))
+        return Garbage(leftovers=old, versions=tuple(gone), kept=kept)
+
+    def _without_needed(
+        self, going: tuple[Version, ...]
+    ) -> tuple[tuple[Version, ...], dict[Version, tuple[Version, ...]]]:
+        """Return what can go although compositions that stay need their parts, and what they keep."""
+        kept: dict[Version, tuple[Version, ...]] = {}
+        needs = self._needs() if going else None
+        while needs is not None and (more := needs.of(going)):  # a composition that stays may itself be a part
+            kept |= more
+            going = tuple(place for place in going if place not in more)
+        return going, kept
+
+    def _needs(self) -> Needs:
+        return Needs(self._places(), self._read_config)
+
+    def _read_config(self, place: Version) -> bytes:
+        return disk.read_regular(place.path / CONFIG_FILE, CONFIG_BYTES)
 
     def _there(self, place: Version) -> bool:
         return place.path.exists()

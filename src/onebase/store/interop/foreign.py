@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return raw
 
 
-def read_tensors(folder: Path, name: str, pickled: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str, pickled: str, *, numbers: bool = False) -> dict[str, Tensor]:
     """Read a safetensors file; a pickle in its place is never opened.
 
     Args:
         folder: of the adapter.
         name: of the safetensors file.
         pickled: name that the same tensors have as a pickle.
+        numbers: tensors of whole numbers, such as places in a matrix, are fine too.
 
     Raises:
         UnsupportedError: there is only the pickle; the message has the command that converts it.
-        CorruptError: the file is missing or damaged, or tensors hold NaN or inf.
+        CorruptError: the file is missing or damaged, or tensors hold NaN or inf, or whole numbers that nothing reads.
     """
     path = folder / name
     if not path.is_file():
@@ -84,13 +85,17 @@ def read_tensors(folder: Path, name: str, pickled: str) -> dict[str, Tensor]:
         tensors = decode(path.read_bytes())
     except ValueError as error:
         raise CorruptError(f"{path} is {error}") from None
-    wrong = [
-        f"{key}: {int((~torch.isfinite(t.float())).sum())} of {t.numel()} values are NaN or infinite"
-        for key, t in tensors.items()
-        if not t.is_floating_point() or not bool(torch.isfinite(t.float()).all())
-    ]
-    refuse(f"{path} cannot be used", wrong, CorruptError)
+    refuse(f"{path} cannot be used", _unusable(tensors, numbers), CorruptError)
     return tensors
+
+
+def _unusable(tensors: Mapping[str, Tensor], numbers: bool) -> Iterator[str]:
+    for key, t in tensors.items():
+        if not t.is_floating_point():
+            if not numbers or t.is_complex():
+                yield f"{key}: values are {str(t.dtype).removeprefix('torch.')}, expected floating point"
+        elif not bool(torch.isfinite(t.float()).all()):
+            yield f"{key}: {int((~torch.isfinite(t.float())).sum())} of {t.numel()} values are NaN or infinite"
 
 
 def refuse(what: str, wrong: Iterable[str], error: type[OnebaseError] = MismatchError) -> None:

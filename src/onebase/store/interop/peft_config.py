@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from onebase.core.patterns import safe_pattern
 
 # Settings that say where the file comes from or how it was trained; the function of the stored tensors is the same.
 HISTORY = {
@@ -29,6 +30,17 @@ READ: dict[str, set[str]] = {
     "P_TUNING": VIRTUAL,
     "PREFIX_TUNING": VIRTUAL,
 }  # fmt: skip
+# Methods of PEFT that are neither a change of weights nor a form that onebase has, and what they are instead.
+NO_FORM = {
+    "ADAPTION_PROMPT": "learned tokens that every layer attends to through a gate of their own",
+    "CARTRIDGE": "a trained KV cache that stands in for a long text, with positions of its own",
+    "CPT": "virtual tokens made from the tokens of examples, with a projection at every call",
+    "LILY": "experts that a router weighs token by token",
+    "MULTITASK_PROMPT_TUNING": "virtual tokens that depend on a task number in every call",
+    "POLY": "skills that a task number in every call mixes",
+    "SHADOW": "a second, smaller network beside the base",
+    "XLORA": "LoRAs that are weighed token by token from the states of a first pass",
+}
 # Starts that keep the base as it is; the others (PiSSA, OLoRA, CorDA, LoftQ ...) change the base's own weights.
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
@@ -37,7 +49,9 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield every setting of a PEFT config that cannot be carried over."""
     kind = config.get("peft_type")
     if kind not in READ:
-        yield f"peft_type {kind!r}: onebase reads {', '.join(READ)}"
+        why = f"it is {NO_FORM[kind]}, which no method here computes" if kind in NO_FORM else "the installed peft does "
+        why += "" if kind in NO_FORM else "not know it as a change of weights either"
+        yield f"peft_type {kind!r}: {why}; onebase reads {', '.join(READ)}, and what peft can merge into weights"
         return
     for key, value in config.items():
         if key in READ[kind] or key in HISTORY:
@@ -57,7 +71,7 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
 def pattern_value(values: Mapping[str, Any], path: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of a module's path, as PEFT looks them up."""
     for key, value in values.items():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if safe_pattern(rf"(.*\.)?({key})$").match(path):
             return value
     return default
 
@@ -65,5 +79,5 @@ def pattern_value(values: Mapping[str, Any], path: str, default: Any) -> Any:
 def targeted(wanted: Any, path: str) -> bool:
     """Whether `target_modules` (a list of endings, or one regular expression) names a module."""
     if isinstance(wanted, str):
-        return re.fullmatch(wanted, path) is not None
+        return safe_pattern(wanted).fullmatch(path) is not None
     return any(path == name or path.endswith(f".{name}") for name in wanted or ())

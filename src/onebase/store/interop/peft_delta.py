@@ -8,6 +8,8 @@ of a rank. That the merged copy answers as the wrapped one proves that the effec
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from onebase.methods.dense import Dense
 from onebase.methods.lora import LoRA, low_rank
 from onebase.methods.method import Method
 from onebase.store.interop.foreign import refuse
+from onebase.store.interop.peft_config import NO_FORM
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -27,11 +30,15 @@ if TYPE_CHECKING:
 
 ROOT = "base_model.model."
 EQUAL = 1e-4  # of answers of the wrapped and the merged copy, relative to the largest
+SMALL = 4096  # a size that may stand in the settings whatever the tensors are: ranks, blocks, counts
+NO_SIZE = ("seed", "prng", "step", "tinit", "tfinal", "deltat", "version")  # settings that are numbers and no sizes
 EXACT = 1e-6  # relative error up to which a LoRA is the change: rounding of float32
 
 
 def known_to_peft(kind: str) -> bool:
     """Whether the installed peft has a method of this name that changes weights."""
+    if kind in NO_FORM:
+        return False
     try:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
         from peft.utils import PeftType
@@ -56,6 +63,7 @@ def read_delta(folder: Path, base: Base, file: PeftFile, tensors: dict[str, Tens
         UnsupportedError: peft cannot read or merge it on this base, or it is no change of weights.
         MismatchError: tensors that do not fit, each named.
     """
+    _check_sizes(folder, file.config, tensors)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # peft's, on what is checked here
         merged = _merged(folder, base, file, tensors)
@@ -71,12 +79,11 @@ def _merged(folder: Path, base: Base, file: PeftFile, tensors: dict[str, Tensor]
     model = type(base.model)(copy.deepcopy(base.model.config))
     model.load_state_dict(base.model.state_dict())
     model.float().eval()
-    config = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode, config.task_type, config.modules_to_save = True, None, None  # type: ignore[attr-defined]
-    try:
+    with _asking(file, folder, "read the settings of"):
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode, config.task_type, config.modules_to_save = True, None, None  # type: ignore[attr-defined]
+    with _asking(file, folder, "put", " on this base"):
         wrapped = get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UnsupportedError(f"{folder}: peft cannot put {file.kind} on this base: {error}") from error
     own = {_inner(file, key): (key, tensor.shape) for key, tensor in get_peft_model_state_dict(wrapped).items()}
     given: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -89,13 +96,12 @@ def _merged(folder: Path, base: Base, file: PeftFile, tensors: dict[str, Tensor]
             given[place[0]] = tensor
     file.wrong += [f"missing tensor {key}" for key, _ in own.values() if key not in given]
     refuse(f"{folder} does not fit this base ({base.id})", file.wrong)
-    set_peft_model_state_dict(wrapped, given)
-    wrapped.eval()
-    before = _answer(base, wrapped)
-    try:
-        whole = wrapped.merge_and_unload(safe_merge=True)
-    except (ValueError, NotImplementedError, AttributeError) as error:
-        raise UnsupportedError(f"{folder}: peft cannot merge {file.kind}: {error}") from error
+    with _asking(file, folder, "run"):
+        set_peft_model_state_dict(wrapped, given)
+        wrapped.eval()
+        before = _answer(base, wrapped)
+    with _asking(file, folder, "merge"):
+        whole: Any = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     after = _answer(base, whole)
     gap, size = float((before - after).abs().max()), float(before.abs().max())
     if not gap <= EQUAL * max(1.0, size):
@@ -103,6 +109,35 @@ def _merged(folder: Path, base: Base, file: PeftFile, tensors: dict[str, Tensor]
             f"{folder}: {file.kind} is no change of weights: merged it answers differently by {gap:.3g} (of {size:.3g})"
         )
     return {name: tensor.detach() for name, tensor in whole.state_dict().items()}
+
+
+@contextmanager
+def _asking(file: PeftFile, folder: Path, what: str, where: str = "") -> Iterator[None]:
+    """Turn whatever peft raises into one error: its forty methods raise of every kind, and none is a fault here."""
+    try:
+        with torch.sparse.check_sparse_tensor_invariants():  # places from a file, which could lie outside of a matrix
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+        raise UnsupportedError(f"{folder}: peft cannot {what} {file.kind}{where}: {said}") from error
+
+
+def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse settings that ask for more memory than the file's own tensors have, before peft makes any of it."""
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+
+    def numbers(values: Any, name: str) -> Iterator[tuple[str, int]]:
+        if isinstance(values, Mapping):
+            for key, value in values.items():
+                yield from numbers(value, str(key) if not name else f"{name}.{key}")
+        elif isinstance(values, int) and not any(word in name.lower() for word in NO_SIZE):
+            yield name, values
+
+    wrong = [f"{name} = {n}: no tensor of the file has more than {largest} rows or columns"
+             for name, n in numbers(config, "") if n > max(largest, SMALL)]  # fmt: skip
+    refuse(f"{folder} does not hold what its settings say", wrong)
 
 
 def _inner(file: PeftFile, key: str) -> str:

@@ -153,12 +153,12 @@ def vera(file: PeftFile) -> Read:
     rank = int(file.config.get("r", 256))
     wide = max((in_features(file.modules.get(path)) for path, _ in found), default=0)
     tall = max((out_features(file.modules.get(path)) for path, _ in found), default=0)
-    a, b = _projections(file, rank, wide, tall)
-    if file.wrong:
-        return VeRA(), {}
-    for path, _ in found:
+    for path, _ in found:  # before anything of the stated rank is drawn
         _expect(file, path, "d", (rank,))
         _expect(file, path, "b", (out_features(file.modules.get(path)),))
+    if file.wrong:
+        return VeRA(), {}
+    a, b = _projections(file, rank, wide, tall)
     if file.wrong:
         return VeRA(), {}
     anatomy = file.modules.anatomy

@@ -125,7 +125,10 @@ def _through_peft(
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 512):
         raise ConfigError(f"rank = {rank!r}: expected an integer from 1 to 512")
     file = PeftFile(config, Modules(base))
-    tensors = {key: tensor.float() for key, tensor in read_tensors(folder, TENSORS, PICKLE).items()}
+    tensors = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in read_tensors(folder, TENSORS, PICKLE, numbers=True).items()
+    }
     method, found = read_delta(folder, base, file, tensors, rank)
     task, head = peft_head.read_head(file, base, labels)
     refuse(f"{folder} does not fit this base ({base.id})", file.wrong)
