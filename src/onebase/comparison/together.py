@@ -127,6 +127,7 @@ class Trained:
 def trained_together(
     base: Base, data: Data, candidates: Sequence[Candidate], epochs: int, report: Reporter, *, score_start: bool = True,
     place: Path | None = None, kernels: Kernels | None = None, shared: dict[Any, dict[str, Examples]] | None = None,
+    **settings: Any,
 ) -> Iterator[Trained]:  # fmt: skip
     """Train candidates in one pass; they leave the base when the block ends, and full fine-tuning is undone.
 
@@ -141,6 +142,7 @@ def trained_together(
         place: file to which a pass that ends early writes its state, and from which it goes on with the same bits.
         kernels: how the base computes; measured by default.
         shared: encoded data, which is added to.
+        settings: further ones of training, the same for all.
     """
     whole = any(c.method == FULL for c in candidates)
     assert not whole or len(candidates) == 1, "full fine-tuning changes the base of the others"
@@ -153,7 +155,7 @@ def trained_together(
         for c in candidates:
             method = Full() if c.method == FULL else parse_method(c.method)
             prepared.append(prepare(base, Reporter(), data=data, method=method, lr=c.lr, seed=c.seed, epochs=epochs,
-                                    shared=shared, **more))  # fmt: skip
+                                    shared=shared, **more, **settings))  # fmt: skip
         members = [Member(p.attached, p.state) for p in prepared]
         if not score_start:  # a start that is in the history is not scored again
             for member in members:
