@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
+
 import pytest
 import torch
 
@@ -41,6 +45,36 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     assert (tmp_path / "records.jsonl").read_text() == lines and again.results == found.results
     with pytest.raises(ConfigError, match="another folder"):
         ob.compare(base, ROWS, seeds=1, resume=True, **(asked | {"epochs": 2}))
+
+
+@needs_base
+@pytest.mark.slow
+def test_ray_gives_the_results_of_one_process(tmp_path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of sockets and of what it will change
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            base = ob.load_base("minilm", dtype="float32")
+            asked = {"methods": ["full", "bitfit", "lora"], "epochs": 1, "seeds": 2, "budget": 600.0}
+            here = ob.compare(base, ROWS, folder=tmp_path / "here", **asked)
+            there = ob.compare(base, ROWS, folder=tmp_path / "there", ray=True, **asked)
+        finally:
+            ray.shutdown()
+    assert {r.method: len(r.values) for r in there.results} == {"full": 2, "bitfit": 2, "lora": 2, "head only": 1}
+    assert {r.method: r.values for r in there.results} == {r.method: r.values for r in here.results}
+    assert all(r.latency > 0 and not r.partial for r in there.results)
+
+
+def test_ray_is_named_where_it_is_missing(tmp_path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from onebase.comparison.on_ray import on_ray\n"
+        "try:\n    on_ray(None).__enter__()\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'onebase[ray]'" in done.stdout
 
 
 class Ends(Reporter):
