@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
+
 import pytest
 import torch
 
 import onebase as ob
 from onebase.comparison.results import summarize
+from onebase.comparison.together import Candidate, OutOfTime, trained_together
 from onebase.errors import ConfigError
 from onebase.loading import embedded_folder
+from onebase.training.kernels import Kernels
+from onebase.training.loop import Reporter
 
 GOOD, BAD = ["lovely", "great", "superb", "fine"], ["awful", "poor", "dreadful", "nasty"]
 ROWS = [
@@ -17,7 +24,10 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(embedded_folder() is None, reason="the embedded base is not installed (extra 'demo')")
+needs_base = pytest.mark.skipif(embedded_folder() is None, reason="the embedded base is not installed (extra 'demo')")
+
+
+@needs_base
 def test_a_small_comparison_and_going_on(tmp_path) -> None:
     base = ob.load_base("minilm", dtype="float32")
     before = [p.clone() for p in base.model.parameters()]
@@ -35,6 +45,83 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     assert (tmp_path / "records.jsonl").read_text() == lines and again.results == found.results
     with pytest.raises(ConfigError, match="another folder"):
         ob.compare(base, ROWS, seeds=1, resume=True, **(asked | {"epochs": 2}))
+
+
+@needs_base
+@pytest.mark.slow
+def test_ray_gives_the_results_of_one_process(tmp_path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of sockets and of what it will change
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            base = ob.load_base("minilm", dtype="float32")
+            asked = {"methods": ["full", "bitfit", "lora"], "epochs": 1, "seeds": 2, "budget": 600.0}
+            here = ob.compare(base, ROWS, folder=tmp_path / "here", **asked)
+            there = ob.compare(base, ROWS, folder=tmp_path / "there", ray=True, **asked)
+        finally:
+            ray.shutdown()
+    assert {r.method: len(r.values) for r in there.results} == {"full": 2, "bitfit": 2, "lora": 2, "head only": 1}
+    assert {r.method: r.values for r in there.results} == {r.method: r.values for r in here.results}
+    assert all(r.latency > 0 and not r.partial for r in there.results)
+
+
+def test_ray_is_named_where_it_is_missing(tmp_path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from onebase.comparison.on_ray import on_ray\n"
+        "try:\n    on_ray(None).__enter__()\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'onebase[ray]'" in done.stdout
+
+
+class Ends(Reporter):
+    """Ends a pass after so many steps of its first candidate."""
+
+    def __init__(self, rounds: int):
+        self.left = rounds
+
+    def step(self, *_: float) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OutOfTime("over")
+
+
+@needs_base
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_pass_that_ended_early_counts_and_goes_on_to_the_same_bits(tmp_path, method) -> None:
+    base = ob.load_base("minilm", dtype="float32")
+    before = [p.clone() for p in base.model.parameters()]
+    data = ob.load_data(ROWS)
+    methods = [method] if method == "full" else [method, "bitfit", "prompt(length=3)"]
+    candidates = [Candidate(method=m, lr=1e-4, seed=1) for m in methods]
+    steps = -(-len(data.train) // 8)
+
+    def tensors(found) -> list:
+        return [t.clone() for run in found.runs for t in run.adapter.tensors().values()]
+
+    def trained(report: Reporter, place=None):
+        return trained_together(base, data, candidates, 3, report, place=place, kernels=Kernels(base, None, None),
+                                batch_size=8)  # fmt: skip
+
+    with trained(Reporter()) as found:
+        assert found.stopped is None and found.rows == 3 * len(data.train)
+        whole, rows = tensors(found), found.rows
+    place = tmp_path / "pass.safetensors"
+    with trained(Ends(steps + 1), place) as found:  # in the second step of the second epoch
+        assert isinstance(found.stopped, OutOfTime) and place.exists()
+        assert found.rows == len(data.train) + 16
+        for run in found.runs:
+            epochs = [entry["epoch"] for entry in run.state.history.epochs]
+            assert epochs == [0, 1, round(1 + 2 / steps, 3)] and "accuracy" in run.state.history.epochs[-1]
+    assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
+    with trained(Reporter(), place) as found:
+        assert found.stopped is None and found.rows == rows
+        assert all(torch.equal(a, b) for a, b in zip(whole, tensors(found), strict=True))
+    assert not place.exists()
+    assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
 
 
 def record(method: str, seed: int, rows: list[float]) -> dict:
@@ -88,6 +175,8 @@ def test_a_partial_run_counts_until_its_final_one_is_there() -> None:
     assert summarize([early])[0].partial and summarize([early])[0].value == 0.5
     done = record("lora", 0, [1, 1] * 20)
     assert not summarize([early, done])[0].partial and summarize([early, done])[0].value == 1.0
+    further = record("lora", 1, [0, 0] * 20) | {"stage": "partial"}  # part of a run says less than a whole one
+    assert summarize([done, further])[0].values == (1.0,)
 
 
 def test_labels_give_confusion_and_rows_fixed_and_broken() -> None:

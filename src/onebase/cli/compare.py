@@ -33,6 +33,7 @@ def compare(
     must_merge: Annotated[bool, typer.Option("--must-merge", help="Only what can become weights.")] = False,
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where records go.")] = Path("comparison"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the records in the folder.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Train each candidate as a task on Ray's workers.")] = False,
     device: o.Device = None,
     dtype: o.Dtype = None,
     as_json: o.AsJson = False,
@@ -51,7 +52,7 @@ def compare(
     with open_base(base or o.default_base(), device, dtype, out) as opened:
         found = run(opened, data, folder=folder, methods=methods, seeds=seeds, budget=seconds,
                     limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
-                    command=shlex.join(["onebase", *sys.argv[1:]]))  # fmt: skip
+                    command=shlex.join(["onebase", *sys.argv[1:]]), ray=ray)  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(document(found), indent=1), encoding="utf-8")
     if as_json:
         out.document(document(found))

@@ -168,7 +168,7 @@ def train(
     if not chosen.named:
         from onebase.comparison.defaults import default_method
 
-        why = default_method(found.kind, len(found.train))[1]
+        why = default_method(found.kind, len(found.train), found.train.text_pair is not None)[1]
         out.note(f"method {why}")
     if chosen.get("dry_run"):
         from onebase.cli.dry_run import show_plan

@@ -122,6 +122,6 @@ def _svg(figure: Any) -> str:
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # black is the page's ink; text has no fill of its own, so it gets one
-    text = text.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    text = re.sub("<text(?=[ >])", '<text fill="currentColor"', text.replace("#000000", "currentColor"))
     # inside HTML the namespaces are known
     return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")

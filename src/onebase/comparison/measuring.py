@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onebase.comparison.advice import FULL
 from onebase.comparison.footprint import Watch
 from onebase.data import Data
 from onebase.errors import UnsupportedError
@@ -16,6 +18,8 @@ from onebase.examples import encode_rows, forward, run_examples
 from onebase.merging import merge, restore
 from onebase.tasks import Examples, Scores, get_task
 from onebase.tasks.task import per_unit
+from onebase.training.full import Full, opened
+from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter, _step
 from onebase.training.prepare import Prepared, discard, prepare
 from onebase.training.run import kernels_for
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 7  # of every timing, plain and adapted in turn, of which the median counts
 MANY = 32  # rows of a throughput call
-STEPS = 3  # optimizer steps of a run alone, of which the first warms up
+STEPS = 2  # optimizer steps of a run by itself that are timed, after two that are not
 
 
 def answers(
@@ -119,33 +123,51 @@ class Alone:
     memory: int
 
 
-def alone(base: Base, data: Data, method: str, lr: float) -> Alone:
-    """Take a few steps of a method by itself, on the clock."""
-    prepared = prepare(base, Reporter(), data=data, method=method, lr=lr, epochs=STEPS)
-    try:
-        return steps_alone(base, prepared)
-    finally:
-        discard(base, prepared)
+def alone(
+    base: Base, data: Data, method: str, lr: float, kernels: Kernels | None = None,
+    shared: dict[Any, dict[str, Examples]] | None = None,
+) -> tuple[Alone, Kernels]:  # fmt: skip
+    """Take a few steps of a method by itself, on the clock.
+
+    Args:
+        base: the base.
+        data: rows to train on.
+        method: shorthand, or 'full'.
+        lr: its rate.
+        kernels: how the base computes; measured by default, and returned.
+        shared: encoded data, which is added to.
+    """
+    whole = method == FULL
+    with contextlib.ExitStack() as stack:
+        more: dict[str, Any] = {"build": stack.enter_context(opened(base))} if whole else {}
+        prepared = prepare(base, Reporter(), data=data, method=Full() if whole else method, lr=lr, epochs=2 * STEPS,
+                           shared=shared, **more)  # fmt: skip
+        stack.callback(discard, base, prepared)
+        base.model.requires_grad_(whole)
+        kernels = kernels or kernels_for(base, [prepared])
+        return _steps(base, prepared, kernels), kernels
 
 
-def steps_alone(base: Base, prepared: Prepared) -> Alone:
-    """Take a few steps of a run that is prepared; its state moves on."""
-    state = prepared.state
-    kernels, quiet = kernels_for(base, [prepared]), Reporter()
+def _steps(base: Base, prepared: Prepared, kernels: Kernels) -> Alone:
+    """Take steps: the first makes the optimizer's moments, the second is watched, those after it are timed."""
+    state, quiet = prepared.state, Reporter()
     cuda = base.device.type == "cuda"
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     held = sum(p.numel() * p.element_size() for p in state.parameters)
     state.adapter.train()
     with kernels.active():
-        _step(base, state, quiet)  # the optimizer's moments are made here
+        _step(base, state, quiet)
+        _next(state)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         with Watch() as watch:
             _step(base, state, quiet)
-        _next(state)
-        rows, began = state.history.rows, time.perf_counter()
-        _step(base, state, quiet)
-        seconds = time.perf_counter() - began
+        rows, seconds = state.history.rows, 0.0
+        for _ in range(STEPS):
+            _next(state)
+            began = time.perf_counter()
+            _step(base, state, quiet)
+            seconds += time.perf_counter() - began
     # trained values, the copy of the best epoch, two moments; a trained base is its own trained values
     own = 4 * held if held < weights else 3 * held
     memory = torch.cuda.max_memory_allocated() if cuda else weights + own + watch.peak

@@ -15,7 +15,8 @@ tr.chosen { background: var(--mark); font-weight: 600; } section + section { bor
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
 @media print { :root { --ink: #000; --paper: #fff; --line: #999; --mark: #eee; }
   body { margin: 0; max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; }
-  .wide { overflow: visible; } }
+  .wide { overflow: visible; } table { font-size: 7px; }
+  th, td { white-space: normal; overflow-wrap: anywhere; padding: .1rem .2rem; } }
 </style></head><body>
 {% for section in sections %}<section>{{ section | safe }}</section>{% endfor %}
 </body></html>

@@ -14,7 +14,7 @@ class Book:
     """Records in a folder's `records.jsonl`.
 
     Args:
-        folder: where; it is made if it is not there.
+        folder: where; it is made if it is not there. None keeps them in memory: those of a worker.
         resume: whether records may be there.
         identity: what must be the same for them to count: data, base and settings. Methods, rates and seeds are in
             each record.
@@ -23,9 +23,11 @@ class Book:
         ConfigError: records are there and `resume` is not given, or they were made with something else.
     """
 
-    def __init__(self, folder: Path, resume: bool, identity: dict[str, Any]):
-        self.folder, self.path = folder, folder / "records.jsonl"
-        self.records: list[dict[str, Any]] = []
+    def __init__(self, folder: Path | None, resume: bool, identity: dict[str, Any]):
+        self.folder, self.records = folder, list[dict[str, Any]]()
+        if folder is None:
+            return
+        self.path = folder / "records.jsonl"
         if self.path.exists():
             if not resume:
                 raise ConfigError(f"{self.path} is there already: pass --resume to go on, or another folder")
@@ -48,6 +50,8 @@ class Book:
     def add(self, record: dict[str, Any]) -> None:
         """Write a record."""
         self.records.append(record)
+        if self.folder is None:
+            return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 

@@ -17,7 +17,8 @@ def summarize(records: Sequence[Mapping[str, Any]], rows: Mapping[str, Any] | No
     """Make one result per method of the records of its seeds, with paired tests between all methods.
 
     Args:
-        records: of stages 'final' and 'partial'; a partial one counts where its seed has no final one.
+        records: of stages 'final' and 'partial'; partial ones count for methods that have no final one: the mean of a
+            whole run and a part of one would say less than the whole one.
         rows: what was scored: "labels", "gold" label numbers, "texts"; None where rows have no labels.
     """
     finals = _by_method(records)
@@ -34,7 +35,11 @@ def _by_method(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[s
         for record in records:
             if record.get("stage") == stage:
                 finals.setdefault(record["method"], {})[record["seed"]] = record
-    return {method: [runs[seed] for seed in sorted(runs)] for method, runs in finals.items()}
+    return {method: _counting([runs[seed] for seed in sorted(runs)]) for method, runs in finals.items()}
+
+
+def _counting(runs: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [r for r in runs if r["stage"] == "final"] or runs
 
 
 def _adjusted(found: Sequence[Result], other: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ It is what adapters are compared with. The base is trained in place and put back
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -77,20 +77,15 @@ class FullAdapter(Adapter):
 
 
 @contextmanager
-def trained_whole(
-    base: Base, data: Any, *, report: Reporter | None = None, kernels: Kernels | None = None, **more: Any
-) -> Iterator[Run]:
-    """Train the whole base, and put it back when the block ends.
+def opened(base: Base) -> Iterator[Callable[..., Adapter]]:
+    """Let the base itself be trained, and put it back when the block ends.
 
     Args:
-        base: the base; no adapter but this one is on it, because every other one would change with it.
-        data: what `load_data` takes.
-        report: receives progress.
-        kernels: how the base computes meanwhile; measured by default.
-        more: settings and options, as for `train`; `lr` is that of the base.
+        base: the base; no adapter is on it, because every other one would change with it.
 
     Yields:
-        The run, while the trained base is in place. Nothing is stored.
+        What `prepare` takes as `build` beside the method `Full()`: its adapter's parameters are the base's own. They
+        are frozen until somebody sets `base.model.requires_grad_(True)`, so that the base is scored as it was.
 
     Raises:
         ConfigError: the base carries adapters.
@@ -100,7 +95,6 @@ def trained_whole(
         raise ConfigError(f"full fine-tuning changes what {', '.join(base.adapters)} stand on: remove them first")
     if kind := quantization_of(base.model):
         raise UnsupportedError(f"the base is quantized ({kind}), and quantized weights cannot be trained")
-    report = report or Reporter()
     start = [p.detach().clone() for p in base.model.parameters()]
 
     def build(base: Base, name: str, method: Method, task: dict[str, Any], seed: int, **_: Any) -> Adapter:
@@ -111,21 +105,47 @@ def trained_whole(
         return adapter
 
     try:
-        # the base's own score is taken in here, before the first step
-        prepared = prepare(base, report, data=data, method=Full(), build=build, **more)
-        try:
-            base.model.requires_grad_(True)
-            fit(base, prepared.state, kernels or kernels_for(base, [prepared]), report)
-            base.model.requires_grad_(False)
-            run = conclude(base, prepared)
-        except BaseException:
-            discard(base, prepared)
-            raise
-        yield run
+        yield build
     finally:
         base.model.requires_grad_(False)
         with torch.no_grad():
             for parameter, value in zip(base.model.parameters(), start):
                 parameter.copy_(value)
-        if NAME in base.adapters:
-            base.remove(NAME)
+
+
+@contextmanager
+def trained_whole(
+    base: Base, data: Any, *, report: Reporter | None = None, kernels: Kernels | None = None, **more: Any
+) -> Iterator[Run]:
+    """Train the whole base, and put it back when the block ends.
+
+    Args:
+        base: the base; no adapter but this one is on it.
+        data: what `load_data` takes.
+        report: receives progress.
+        kernels: how the base computes meanwhile; measured by default.
+        more: settings and options, as for `train`; `lr` is that of the base.
+
+    Yields:
+        The run, while the trained base is in place. Nothing is stored.
+
+    Raises:
+        ConfigError, UnsupportedError: as `opened`.
+    """
+    report = report or Reporter()
+    with opened(base) as build:
+        try:
+            # the base's own score is taken in here, before the first step
+            prepared = prepare(base, report, data=data, method=Full(), build=build, **more)
+            try:
+                base.model.requires_grad_(True)
+                fit(base, prepared.state, kernels or kernels_for(base, [prepared]), report)
+                base.model.requires_grad_(False)
+                run = conclude(base, prepared)
+            except BaseException:
+                discard(base, prepared)
+                raise
+            yield run
+        finally:
+            if NAME in base.adapters:
+                base.remove(NAME)
