@@ -10,9 +10,8 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from onebase.errors import OnebaseError, RouteError, UnsupportedError
 from onebase.generation import encode_prompts, generate_ids
+from onebase.serve.asked import Late, Prompt, Row, Sampling, Written
 from onebase.serve.catalog import PLAIN
 from onebase.serve.scheduler import Admission, Item, Overloaded, Scheduler
 from onebase.serve.settings import ServeSettings
-from onebase.serve.tiers import Entry, Tiers
+from onebase.serve.tiers import Tiers
 from onebase.serve.turns import Turns
-from onebase.store import Stored
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:
@@ -34,65 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("onebase.serve")
 WINDOW = 10.0  # seconds of rates
 CHARACTERS = 3  # of a token, roughly: rows are weighed before they are encoded
-
-
-class Late(OnebaseError):
-    """The deadline of a request passed."""
-
-
-@dataclass(eq=False)
-class Row:
-    """A text to answer."""
-
-    text: str
-    pair: str | None
-    stored: Stored | None
-    future: Future = field(default_factory=Future)
-    entry: Entry | None = None
-    admission: Admission | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How prompts are continued; prompts with the same settings share a batch."""
-
-    max_new_tokens: int
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-
-
-@dataclass(eq=False)
-class Prompt:
-    """A prompt to continue."""
-
-    prompt: Any
-    stored: Stored | None
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...]
-    told: Callable[[str], None] | None = None  # receives every piece of text, in the writing thread
-    future: Future = field(default_factory=Future)
-    entry: Entry | None = None
-    admission: Admission | None = None
-    ids: list[int] = field(default_factory=list)  # of the prompt
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a prompt became.
-
-    Attributes:
-        text: without what ended it.
-        reason: stop or length.
-        read, written: tokens of the prompt and of the text.
-    """
-
-    text: str
-    reason: str
-    read: int
-    written: int
 
 
 class Engine:
