@@ -191,7 +191,7 @@ def problem_of(base: Base) -> str | None:
     """Return why texts of a base cannot come and go, None where they can.
 
     What is known is asked first; then two adapters on one prompt and the plain base come in at different steps and
-    leave, and every token that `base.generate` writes for each alone must be the most probable one here, up to rounding.
+    leave. Every token that `base.generate` writes for each alone must be the most probable one here, up to rounding.
 
     Args:
         base: nothing else may use it meanwhile. It is left as it was.

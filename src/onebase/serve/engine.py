@@ -42,7 +42,8 @@ class Engine:
         self.base, self.settings = base, settings
         self.turns, self.encoding = Turns(), threading.Lock()
         self.tiers = Tiers(base, self.turns, settings.device_bytes, settings.memory_bytes)
-        self.rows, self.prompts = Scheduler(), Scheduler()
+        self.rows = Scheduler()
+        self.prompts = Scheduler(quantum=1)  # a prompt of each adapter in turn: how long its text becomes nobody knows
         self.batches: deque[dict[str, Any]] = deque(maxlen=600)
         self.written = deque(maxlen=10_000)  # (time, tokens)
         self.admitted = Admission(settings.waiting_rows, settings.waiting_rows_each, lambda: self.rates()["rows_per_s"])

@@ -49,6 +49,8 @@ def refusal(status: int, message: str, param: str | None = None, code: str | Non
 def told_of(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Return status and fields of an error."""
     message = str(error)
+    if isinstance(error, HTTPException):
+        return error.status_code, {"message": str(error.detail)}
     if isinstance(error, Overloaded):
         closing = "shutting down" in message
         return (503 if closing else 429), {"message": message, "after": error.after}

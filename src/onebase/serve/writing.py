@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("onebase.serve")
 GROUPS = 2  # groups that are written in turns where texts cannot join: a short one need not wait for a long one
-BUDGET = 2**31  # tokens of a batch of prompts: their number is what is bounded
 
 
 class Writer:
@@ -101,7 +100,7 @@ class Writer:
         decoding = Decoding(self.base)
         while running or self.queue.wait():
             room = self.engine.settings.group_prompts - len(running)
-            batch, late = self.queue.take(BUDGET, room, time.monotonic()) if room > 0 else ([], [])
+            batch, late = self.queue.take(room, room, time.monotonic()) if room > 0 else ([], [])
             self.engine.drop(late)
             if texts := self._begin(batch):
                 self._join(decoding, running, texts)
@@ -151,7 +150,8 @@ class Writer:
 
     def _in_groups(self) -> None:
         while self.queue.wait():
-            batch, late = self.queue.take(BUDGET, self.engine.settings.group_prompts, time.monotonic())
+            most = self.engine.settings.group_prompts
+            batch, late = self.queue.take(most, most, time.monotonic())
             self.engine.drop(late)
             if texts := self._begin(batch):
                 self._group(texts)

@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request
-from starlette.exceptions import HTTPException
 
-from onebase.errors import OnebaseError
 from onebase.serve.asked import Token, Written
 from onebase.serve.failures import TYPES, told_of
 from onebase.serve.server import Server
@@ -71,7 +69,7 @@ class Shown:
         if not self.chat:
             return {
                 "tokens": [token.word for token in tokens], "token_logprobs": [token.chance for token in tokens],
-                "top_logprobs": [dict(reversed(token.top)) for token in tokens] if tokens[0].top else None,
+                "top_logprobs": [_best(token) for token in tokens] if tokens[0].top else None,
                 "text_offset": [token.start for token in tokens],
             }  # fmt: skip
         content = [
@@ -79,6 +77,14 @@ class Shown:
             for token in tokens
         ]
         return {"content": content, "refusal": None}
+
+
+def _best(token: Token) -> dict[str, float]:
+    """Return the most probable tokens, and the one that was written."""
+    found: dict[str, float] = {}
+    for word, chance in (*token.top, (token.word, token.chance)):
+        found.setdefault(word, chance)  # several tokens may read alike
+    return found
 
 
 def _word(word: str, chance: float) -> dict[str, Any]:
@@ -129,11 +135,11 @@ async def stream(
         if usage:
             yield shown.event([], usage=shown.usage(found))
         yield "data: [DONE]\n\n"
-    except (OnebaseError, HTTPException) as error:
-        plain = isinstance(error, HTTPException)
-        status, message = (error.status_code, error.detail) if plain else (told_of(error)[0], str(error))
+    except Exception as error:  # the status has been sent: the error is an event
+        status, fields = told_of(error)
         kind = TYPES.get(status, "invalid_request_error")
-        yield f"data: {json.dumps({'error': {'message': message, 'type': kind, 'param': None, 'code': None}})}\n\n"
+        said = {"message": fields["message"], "type": kind, "param": None, "code": None}
+        yield f"data: {json.dumps({'error': said})}\n\n"
     finally:
         if not answers.done():
             answers.cancel()
