@@ -18,7 +18,7 @@ from onebase.data.messages import as_messages
 from onebase.encode import IGNORED
 from onebase.errors import ConfigError, DataError, UnsupportedError
 from onebase.examples import encode, forward
-from onebase.generation import RowStop, _until
+from onebase.generation import RowStop, until
 from onebase.store import Store
 from onebase.tasks import get_task
 from onebase.tasks.conversations import Unfit, end_of_turn, labelled, prompt_of, shortened, template_of
@@ -243,7 +243,7 @@ def test_a_row_stops_at_its_adapters_end_of_turn(base: ob.Base) -> None:
     ids = torch.tensor([[9, 5, 6], [9, 9, 5], [9, 5, 6], [0, 5, 6]])
     assert done(ids, None).tolist() == [True, False, False, False]
     assert RowStop([[5, 6]], start=2)(torch.tensor([[5, 6, 6]]), None).tolist() == [False]  # half of it is the prompt
-    assert _until([1, 5, 6, 7], {9}, 0, (5, 6)) == [1]
+    assert until([1, 5, 6, 7], {9}, 0, (5, 6)) == [1]
 
 
 def test_bad_conversations_and_bases(base: ob.Base, tokenizer: Any, tmp_path: Path) -> None:

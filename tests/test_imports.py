@@ -28,6 +28,7 @@ LAYERS = [
         "as_model",
         "filling",
         "generation",
+        "decoding",
         "rebuild",
         "storing",
         "loading",

@@ -360,7 +360,8 @@ def test_a_restart_under_load_loses_nothing_for_clients_that_retry(labels):
 def test_a_text_cut_off_by_its_deadline_is_no_answer():
     """What was written until then is not handed out as complete."""
     from onebase.base import Base
-    from onebase.serve.engine import Engine, Late, Prompt, Sampling
+    from onebase.serve.asked import Late, Prompt, Sampling
+    from onebase.serve.engine import Engine
     from onebase.serve.settings import ServeSettings
 
     with Base(make("llama"), tiny_tokenizer()) as base:

@@ -643,7 +643,7 @@ class Base:
         Returns:
             n texts, or n lists of texts when num_return_sequences > 1.
         """
-        from onebase.generation import generate_ids
+        from onebase.generation import Shape, generate_ids
 
         if not self.has_lm_head:
             raise UnsupportedError(f"{type(self.model).__name__} has no LM head: load a model that writes text")
@@ -663,7 +663,7 @@ class Base:
             )
         found = generate_ids(
             self, prompts, names, max_new_tokens=max_new_tokens, do_sample=do_sample, seeds=seeds,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, num_beams=num_beams,
+            shape=Shape(temperature, top_k, top_p, min_p), num_beams=num_beams,
             num_return_sequences=num_return_sequences, settings=settings,
         )  # fmt: skip
         if not return_ids:

@@ -44,7 +44,8 @@ def serve(
     try:
         import uvicorn
 
-        from onebase.serve.http import Server, create_app
+        from onebase.serve.http import create_app
+        from onebase.serve.server import Server
     except ImportError as error:
         raise UsageError(
             f"serving needs the extra serve ({error.name} is missing): pip install 'onebase[serve]'"

@@ -2,7 +2,9 @@
 
 scheduler, turns, settings    plain Python: queues, fairness, bounds, whose turn it is
 catalog, tiers                which adapter a name means, and where its tensors are
-engine, writing               rows and prompts of any adapters in shared forwards
-keys, metrics, failures       who may ask, what happened, what went wrong
-http, routes/                 FastAPI; nothing else here knows HTTP
+asked, engine                 rows and prompts of any adapters in shared forwards
+keys, metrics                 who may ask, what happened
+http, routes/, bodies,        FastAPI: the application, its routes and their bodies, limits around them, errors;
+outside, failures, server     nothing else here knows HTTP
+training, training_process    training beside the server
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = str
 Names = str | list[str]
@@ -78,11 +78,20 @@ class Writing(Body):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
+    def places(self) -> int | None:
+        """How many of the most probable tokens to name in each place; None: no probabilities."""
+        raise NotImplementedError
+
 
 class Completion(Writing):
     """A prompt to continue."""
 
     prompt: str | list[str] | list[int]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    def places(self) -> int | None:
+        """See `Writing`."""
+        return self.logprobs
 
 
 class Chat(Writing):
@@ -90,6 +99,18 @@ class Chat(Writing):
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _alternatives(self) -> Chat:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs has no effect without logprobs: true")
+        return self
+
+    def places(self) -> int | None:
+        """See `Writing`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class Load(Body):

@@ -1,98 +1,33 @@
 """Rows and prompts of any adapters in shared forwards. No HTTP.
 
-One thread answers rows, one writes texts; they take turns step by step. Answers are those of `base.predict` and
-`base.generate`, because they are what is called.
+One thread answers rows, another writes texts (`writing`); they take turns step by step. Answers are those of
+`base.predict` and `base.generate`.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from onebase.errors import OnebaseError, RouteError, UnsupportedError
-from onebase.generation import encode_prompts, generate_ids
+from onebase.errors import RouteError, UnsupportedError
+from onebase.serve.asked import Late, Prompt, Row
 from onebase.serve.catalog import PLAIN
 from onebase.serve.scheduler import Admission, Item, Overloaded, Scheduler
 from onebase.serve.settings import ServeSettings
-from onebase.serve.tiers import Entry, Tiers
+from onebase.serve.tiers import Tiers
 from onebase.serve.turns import Turns
-from onebase.store import Stored
+from onebase.serve.writing import Writer
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
 
-log = logging.getLogger("onebase.serve")
 WINDOW = 10.0  # seconds of rates
 CHARACTERS = 3  # of a token, roughly: rows are weighed before they are encoded
-
-
-class Late(OnebaseError):
-    """The deadline of a request passed."""
-
-
-@dataclass(eq=False)
-class Row:
-    """A text to answer."""
-
-    text: str
-    pair: str | None
-    stored: Stored | None
-    future: Future = field(default_factory=Future)
-    entry: Entry | None = None
-    admission: Admission | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How prompts are continued; prompts with the same settings share a batch."""
-
-    max_new_tokens: int
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-
-
-@dataclass(eq=False)
-class Prompt:
-    """A prompt to continue."""
-
-    prompt: Any
-    stored: Stored | None
-    sampling: Sampling
-    seed: int
-    stop: tuple[str, ...]
-    told: Callable[[str], None] | None = None  # receives every piece of text, in the writing thread
-    future: Future = field(default_factory=Future)
-    entry: Entry | None = None
-    admission: Admission | None = None
-    ids: list[int] = field(default_factory=list)  # of the prompt
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a prompt became.
-
-    Attributes:
-        text: without what ended it.
-        reason: stop or length.
-        read, written: tokens of the prompt and of the text.
-    """
-
-    text: str
-    reason: str
-    read: int
-    written: int
 
 
 class Engine:
@@ -108,19 +43,21 @@ class Engine:
             raise UnsupportedError(f"{base.id} reads images, which the server does not take: use onebase predict")
         self.base, self.settings = base, settings
         self.turns, self.encoding = Turns(), threading.Lock()
-        self.tiers = Tiers(base, self.turns, self.encoding, settings.device_bytes, settings.memory_bytes)
-        self.rows, self.prompts = Scheduler(), Scheduler()
+        self.tiers = Tiers(base, self.turns, settings.device_bytes, settings.memory_bytes)
+        self.rows = Scheduler()
+        self.prompts = Scheduler(quantum=1)  # a prompt of each adapter in turn: how long its text becomes nobody knows
         self.batches: deque[dict[str, Any]] = deque(maxlen=600)
         self.written = deque(maxlen=10_000)  # (time, tokens)
         self.admitted = Admission(settings.waiting_rows, settings.waiting_rows_each, lambda: self.rates()["rows_per_s"])
         self.writing = Admission(settings.waiting_prompts, settings.waiting_prompts, lambda: 1.0, "prompts")
         self.closing = False
-        self._threads = [
-            threading.Thread(target=self._answer, name="onebase-rows", daemon=True),
-            threading.Thread(target=self._write, name="onebase-writer", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._answering = threading.Thread(target=self._answer, name="onebase-rows", daemon=True)
+        self._answering.start()
+        self.writer = Writer(self)
+
+    @property
+    def _threads(self) -> list[threading.Thread]:
+        return [self._answering, *self.writer.threads]
 
     @property
     def alive(self) -> bool:
@@ -222,7 +159,7 @@ class Engine:
     def _leased(self, done: Future, item: Item, scheduler: Scheduler) -> None:
         error = done.exception()
         if error is not None:
-            self._settle(item, error=error)
+            self.settle(item, error=error)
             return
         item.payload.entry = done.result()
         if item.gone:
@@ -240,7 +177,8 @@ class Engine:
         if admission is not None:  # once, however many find that nobody waits
             admission.leave(item.queue, 1)
 
-    def _settle(self, item: Item, result: Any = None, error: BaseException | None = None) -> None:
+    def settle(self, item: Item, result: Any = None, error: BaseException | None = None) -> None:
+        """Give who waits an answer or an error, and the lease back."""
         entry = item.payload.entry
         self._release(item)
         if not item.payload.future.set_running_or_notify_cancel():
@@ -251,16 +189,17 @@ class Engine:
         else:
             item.payload.future.set_result((result, entry))
 
-    def _drop(self, late: Sequence[Item]) -> None:
+    def drop(self, late: Sequence[Item]) -> None:
+        """Tell who waits that the deadline passed."""
         for item in late:
-            self._settle(item, error=Late("the deadline passed before an answer was there"))
+            self.settle(item, error=Late("the deadline passed before an answer was there"))
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
         while self.rows.wait():
             batch, late = self.rows.take(self.settings.batch_tokens, self.settings.batch_rows, time.monotonic())
-            self._drop(late)
+            self.drop(late)
             for paired in (False, True):
                 part = [item for item in batch if (item.payload.pair is not None) == paired]
                 if part:
@@ -276,9 +215,9 @@ class Engine:
                 try:
                     answer = self._predict([item])[0]
                 except Exception as error:
-                    self._settle(item, error=error)
+                    self.settle(item, error=error)
                 else:
-                    self._settle(item, answer)
+                    self.settle(item, answer)
             return
         took = (time.perf_counter() - began) * 1e3
         self.batches.append({
@@ -286,7 +225,7 @@ class Engine:
             "adapters": dict(Counter(item.queue for item in part)),
         })  # fmt: skip
         for item, answer in zip(part, answers):
-            self._settle(item, answer)
+            self.settle(item, answer)
 
     def _predict(self, part: Sequence[Item]) -> list[Any]:
         names = [None if item.payload.entry is None else item.payload.entry.name for item in part]
@@ -297,133 +236,10 @@ class Engine:
                 pairs=None if pairs[0] is None else pairs,
             )  # fmt: skip
 
-    # -- texts -------------------------------------------------------------------------------------------------------
-
-    def _write(self) -> None:
-        while self.prompts.wait():
-            batch, late = self.prompts.take(2**31, self.settings.group_prompts, time.monotonic())
-            self._drop(late)
-            groups: dict[Sampling, list[Item]] = {}
-            for item in batch:
-                groups.setdefault(item.payload.sampling, []).append(item)
-            for sampling, part in groups.items():
-                try:
-                    self._group(sampling, part)
-                except Exception as error:
-                    if not isinstance(error, OnebaseError):
-                        log.error("writing failed", exc_info=error)
-                    for item in part:
-                        if not item.payload.future.done():
-                            self._settle(item, error=error)
-
-    def _group(self, sampling: Sampling, part: list[Item]) -> None:
-        names = [None if item.payload.entry is None else item.payload.entry.name for item in part]
-        with self.turns:
-            kept: list[tuple[Item, str | None]] = []
-            for item, name in zip(part, names):
-                try:
-                    with self.encoding:
-                        item.payload.ids = list(encode_prompts(self.base, [item.payload.prompt], [name])[0].ids)
-                    longest = self.base.anatomy.stacks[-1].position_limit
-                    if longest is not None and len(item.payload.ids) + sampling.max_new_tokens > longest:
-                        raise RouteError(
-                            f"{len(item.payload.ids)} tokens of prompt and {sampling.max_new_tokens} new ones: this "
-                            f"base has {longest} positions"
-                        )
-                    kept.append((item, name))
-                except Exception as error:
-                    self._settle(item, error=error)
-            if not kept:
-                return
-            part, names = [item for item, _ in kept], [name for _, name in kept]
-            sampled = sampling.temperature is not None
-            steps = _Steps(self, part)
-            found = generate_ids(
-                self.base, [item.payload.ids for item in part], names, max_new_tokens=sampling.max_new_tokens,
-                do_sample=sampled, seeds=[item.payload.seed for item in part] if sampled else None,
-                temperature=sampling.temperature or 1.0, top_k=sampling.top_k, top_p=sampling.top_p,
-                min_p=sampling.min_p, num_beams=1, num_return_sequences=1, settings={}, criteria=[steps],
-            )  # fmt: skip
-        for row, (item, (ids,)) in enumerate(zip(part, found)):
-            if steps.late[row]:
-                self._drop([item])
-                continue
-            text, stopped = steps.finish(row, ids)
-            reason = "stop" if stopped or len(ids) < sampling.max_new_tokens else "length"
-            self._settle(item, Written(text, reason, len(item.payload.ids), len(ids)))
-
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode tokens."""
         with self.encoding:
             return self.base.tokenizer.decode(list(ids), skip_special_tokens=True)
-
-
-class _Steps:
-    """Asked by transformers after every step: hands out text and the turn, and ends rows nobody waits for."""
-
-    def __init__(self, engine: Engine, part: Sequence[Item]):
-        self.engine, self.part = engine, part
-        self.start: int | None = None
-        self.told = [0] * len(part)  # characters handed out
-        self.over = [False] * len(part)
-        self.late = [False] * len(part)  # over because its deadline passed: what was written is no answer
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        if self.start is None:
-            self.start = input_ids.shape[1] - 1
-        self.engine.written.append((time.time(), sum(not over for over in self.over)))
-        self.engine.turns.give()
-        try:
-            for row, item in enumerate(self.part):
-                if self.over[row]:
-                    continue
-                late = item.deadline is not None and item.deadline <= time.monotonic()
-                self.late[row] = late
-                self.over[row] = item.gone or late
-                if not self.over[row] and (item.payload.told or item.payload.stop):
-                    self.over[row] = self._tell(row, input_ids[row, self.start :].tolist())
-        finally:
-            self.engine.turns.take()
-        return torch.tensor(self.over, device=input_ids.device)
-
-    def _tell(self, row: int, ids: list[int]) -> bool:
-        """Hand out what is certain of a text; says whether a stop text was written."""
-        prompt = self.part[row].payload
-        ids = self._own(ids)
-        text = self.engine.text_of(ids)
-        cut = _stop(text, prompt.stop)
-        if cut is not None:
-            return True
-        held = max((len(s) for s in prompt.stop), default=1) - 1  # the beginning of a stop text may be there
-        safe = len(text) - held
-        if prompt.told is not None and not text.endswith("\ufffd") and safe > self.told[row]:
-            prompt.told(text[self.told[row] : safe])
-            self.told[row] = safe
-        return False
-
-    def _own(self, ids: list[int]) -> list[int]:
-        """Cut what follows the end of a text: padding while other rows go on."""
-        own = self.engine.base.model.generation_config.eos_token_id
-        ends = set(own if isinstance(own, (list, tuple)) else [own]) | {self.engine.base.tokenizer.eos_token_id}
-        for place, token in enumerate(ids):
-            if token in ends:
-                return ids[:place]
-        return ids
-
-    def finish(self, row: int, ids: list[int]) -> tuple[str, bool]:
-        """Return the whole text and whether a stop text ended it; hand out the rest."""
-        prompt = self.part[row].payload
-        text = self.engine.text_of(ids)
-        cut = _stop(text, prompt.stop)
-        text = text if cut is None else text[:cut]
-        if prompt.told is not None and len(text) > self.told[row]:
-            prompt.told(text[self.told[row] :])
-        return text, cut is not None
-
-
-def _stop(text: str, stops: Sequence[str]) -> int | None:
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return min(places, default=None)
 
 
 def _queue(one: Any) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from onebase import __version__
 
 if TYPE_CHECKING:
-    from onebase.serve.http import Server
     from onebase.serve.keys import Key
+    from onebase.serve.server import Server
 
 SHOWN = 60  # batches in /v1/stats
 WINDOW = 60.0  # seconds of latencies

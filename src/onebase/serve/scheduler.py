@@ -2,7 +2,8 @@
 
 Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995): in each round a queue may spend `quantum` tokens more, and
 what it does not spend it keeps while it has rows. So an adapter with ten times the load gets no more than its share
-while others wait, and long rows cost what they weigh.
+while others wait, and long rows cost what they weigh. A row costs at least its place in a batch, as short ones fill a
+batch by their number.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ class Scheduler:
         Returns:
             The batch, and the items that are gone or whose deadline has passed.
         """
+        place = budget // rows  # the tokens that a row's place in a batch stands for
         with self.changed:
             batch: list[Item] = []
             late: list[Item] = []
@@ -120,13 +122,14 @@ class Scheduler:
                         queue.items.popleft()
                         late.append(item)
                         continue
-                    if item.cost > queue.deficit:
+                    weight = max(item.cost, place)
+                    if weight > queue.deficit:
                         break
                     if batch and (len(batch) == rows or used + item.cost > budget):
                         self._resumed = True
                         return batch, late
                     queue.items.popleft()
-                    queue.deficit -= item.cost
+                    queue.deficit -= weight
                     used += item.cost
                     batch.append(item)
                 self._ring.popleft()

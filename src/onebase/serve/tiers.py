@@ -1,12 +1,13 @@
 """Where adapters are: on disk, in memory, or attached to the base on its device; least recently used go first.
 
-One thread loads and evicts, one adapter after the other. Building one holds the tokenizer, so rows of other adapters
-wait meanwhile. An adapter is what its digest says: a folder that changes under the same name is another entry. Who uses
-an entry holds a lease; an entry with leases is never moved.
+One thread loads and evicts, one adapter after the other. It builds and checks with a copy of the tokenizer of its own,
+so others wait for nothing but the probes of what is attached. An adapter is what its digest says: a folder that changes
+under the same name is another entry. Who uses an entry holds a lease; an entry with leases is never moved.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from onebase.adapter import Adapter
 from onebase.errors import OnebaseError, StoreError
 from onebase.serve.scheduler import Overloaded
 from onebase.storing import attach_stored, build_stored
+from onebase.words import seen
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -70,12 +72,13 @@ class Tiers:
     Args:
         base: they are attached to.
         turns: held while the base changes.
-        encoding: held while the tokenizer is used.
         device_bytes, memory_bytes: budgets.
     """
 
-    def __init__(self, base: Base, turns: Turns, encoding: Any, device_bytes: int, memory_bytes: int):
-        self._base, self._turns, self._encoding = base, turns, encoding
+    def __init__(self, base: Base, turns: Turns, device_bytes: int, memory_bytes: int):
+        self._base, self._turns = base, turns
+        # tokenizers cannot be used by two threads at once; a copy cuts texts as the original does
+        self._seen = seen(base, copy.deepcopy(base.tokenizer))
         self.limits = {"device": device_bytes, "memory": memory_bytes}
         self.entries: dict[str, Entry] = {}
         self.counts: Counter[str] = Counter()  # hits, misses, loads, load_failures, evictions
@@ -198,13 +201,12 @@ class Tiers:
         if entry.state != "device":
             if entry.adapter is None:
                 entry.state = "loading"
-                with self._encoding:
-                    entry.adapter = build_stored(self._base, entry.name, entry.stored)
+                entry.adapter = build_stored(self._seen, entry.name, entry.stored)
                 entry.bytes = sum(t.numel() * t.element_size() for t in entry.adapter.tensors().values())
             self._make_room(entry)
-            with self._turns, self._encoding:
+            with self._turns:
                 _move(entry.adapter, self._base.device)
-                attach_stored(self._base, entry.adapter, entry.stored)
+                attach_stored(self._seen, entry.adapter, entry.stored)
             entry.loaded_ms = round((time.perf_counter() - start) * 1e3, 3)
         with self._cv:
             entry.state, entry.error = "device", None

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from onebase.errors import ConfigError, OnebaseError, TrainingError, UnknownNameError, unknown
+from onebase.errors import ConfigError, TrainingError, UnknownNameError, unknown
 
 SAMPLES = {
     "reviews": {
@@ -250,54 +250,3 @@ def _sample_settings(method: str) -> dict[str, Any]:
     from onebase.methods.registry import parse_method
 
     return {"patience": 0, **SETTINGS.get(parse_method(method).name, {})}
-
-
-def training_routes(trainings: Trainings, admin: Callable[..., Any], use: Callable[..., Any]) -> Any:
-    """Return the routes of training.
-
-    Args:
-        trainings: the runs.
-        admin: a FastAPI dependency that refuses whoever may not train.
-        use: one that refuses whoever may not ask.
-
-    Returns:
-        An APIRouter: GET /v1/samples; POST and GET /v1/training, GET and DELETE /v1/training/{key}.
-    """
-    from fastapi import APIRouter, Depends, HTTPException
-
-    routes = APIRouter(tags=["training"])
-    admins = [Depends(admin)]
-
-    def told(action: Callable[[], Training]) -> dict[str, Any]:
-        try:
-            return action().plain()
-        except OnebaseError as error:
-            missing, busy = isinstance(error, UnknownNameError), isinstance(error, TrainingError)
-            raise HTTPException(404 if missing else 409 if busy else 400, str(error)) from error
-
-    def samples() -> dict[str, Any]:
-        """List the data that come along."""
-        return {"object": "list", "data": [{"id": name, **facts} for name, facts in SAMPLES.items()]}
-
-    def begin(request: TrainingRequest) -> dict[str, Any]:
-        """Train an adapter in a process of its own, and store it as the next version."""
-        return told(lambda: trainings.start(request))
-
-    def every() -> dict[str, Any]:
-        """List the runs since the server started, the latest first."""
-        return {"object": "list", "data": [run.plain() for run in reversed(list(trainings.runs.values()))]}
-
-    def one(key: str) -> dict[str, Any]:
-        """Return a run: state, losses by step, scores by epoch, result."""
-        return told(lambda: trainings.get(key))
-
-    def stop(key: str) -> dict[str, Any]:
-        """End a run; nothing of it is stored."""
-        return told(lambda: trainings.stop(key))
-
-    routes.add_api_route("/v1/samples", samples, methods=["GET"], dependencies=[Depends(use)])
-    routes.add_api_route("/v1/training", begin, methods=["POST"], status_code=202, dependencies=admins)
-    routes.add_api_route("/v1/training", every, methods=["GET"], dependencies=admins)
-    routes.add_api_route("/v1/training/{key}", one, methods=["GET"], dependencies=admins)
-    routes.add_api_route("/v1/training/{key}", stop, methods=["DELETE"], dependencies=admins)
-    return routes
