@@ -1,4 +1,4 @@
-"""Settings of the documentation: `sphinx-build -W docs docs/_build` writes it as HTML that asks nothing of the network."""
+"""Settings of the documentation: `sphinx-build -W docs docs/_build` writes it as HTML that needs no network."""
 
 import sys
 from pathlib import Path

@@ -26,7 +26,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("python", "bash")
-FENCE = re.compile(r"^(?P<marks>(?:<!-- [^\n]+ -->\n)*)```(?P<language>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<marks>(?:<!-- [^\n]+ -->\n)*)```(?P<language>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 MARK = re.compile(r"<!-- (slow|server|needs|not run)(?:: (.+))? -->")
 SHELL = set("|<>;&$`")  # words that hold one of these outside quotes are the shell's business
 SECONDS = 600  # of one command that is run in a shell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def write_bases(folder: Path) -> None:
     import peft
 
     lora = peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-    peft.get_peft_model(model, lora).save_pretrained(str(folder / "some" / "peft-adapter"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads what transformers has renamed
+        peft.get_peft_model(model, lora).save_pretrained(str(folder / "some" / "peft-adapter"))
 
 
 def store_adapter(folder: Path, name: str = "legal-fr") -> None:

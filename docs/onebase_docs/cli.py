@@ -1,4 +1,4 @@
-"""The reference of the command line, from the declarations of the typer app: no command is run, torch is not imported."""
+"""The reference of the command line, from the declarations of the typer app. No command is run."""
 
 from __future__ import annotations
 

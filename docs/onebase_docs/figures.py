@@ -31,9 +31,7 @@ class Drawing:
         """Draw a box of a trained part."""
         self.box(x, y, w, h, text, TINTS[color], color)
 
-    def text(
-        self, x: float, y: float, text: str, *, anchor: str = "start", color: str = INK, size: int = 13
-    ) -> None:
+    def text(self, x: float, y: float, text: str, *, anchor: str = "start", color: str = INK, size: int = 13) -> None:
         """Write words; y is their base line."""
         self.parts.append(
             f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="{color}">{html.escape(text)}</text>'
@@ -44,9 +42,7 @@ class Drawing:
         path = " ".join(f"{x},{y}" for x, y in points)
         dash = ' stroke-dasharray="5 4"' if dashed else ""
         end = f' marker-end="url(#{color[1:]})"' if head else ""
-        self.parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"{dash}{end}/>'
-        )
+        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"{dash}{end}/>')
 
     def plus(self, x: float, y: float) -> None:
         """Draw the place where a branch joins the residual."""
@@ -74,14 +70,14 @@ class Drawing:
 
 def places() -> Drawing:
     """Where four methods sit in one layer."""
-    d = Drawing(760, 560, "One layer of a frozen base, and where prompts, prefixes, LoRA and bottlenecks sit in it")
+    d = Drawing(760, 590, "One layer of a frozen base, and where prompts, prefixes, LoRA and bottlenecks sit in it")
     x = 90  # the residual
     d.text(x, 22, "text", anchor="middle")
     d.arrow((x, 28), (x, 52))
     d.box(30, 52, 120, 34, "embeddings")
     d.trained(190, 52, 210, 34, "prompt: tokens before the text", PROMPT)
     d.arrow((190, 69), (150, 69), color=PROMPT)
-    d.arrow((x, 86), (x, 262))
+    d.arrow((x, 86), (x, 290))
     # attention
     d.text(590, 128, "attention", color=LINE)
     d.arrow((x, 112), (230, 112), (230, 130))
@@ -101,7 +97,6 @@ def places() -> Drawing:
     d.arrow((270, 260), (290, 260), head=False)
     d.arrow((290, 260), (290, 300), (102, 300))
     d.arrow((310, 272), (292, 272), color=BOTTLENECK)
-    d.arrow((x, 262), (x, 290))
     d.plus(x, 300)
     d.box(30, 322, 120, 30, "norm")
     d.arrow((x, 310), (x, 322))
@@ -119,12 +114,14 @@ def places() -> Drawing:
     d.arrow((290, 445), (290, 486), (102, 486))
     d.arrow((310, 462), (292, 462), color=BOTTLENECK)
     d.plus(x, 486)
-    d.arrow((x, 496), (x, 520))
-    d.text(x, 538, "next layer", anchor="middle")
-    d.box(310, 508, 22, 22)
-    d.text(340, 524, "frozen")
-    d.box(420, 508, 22, 22, "", TINTS[LORA], LORA)
-    d.text(450, 524, "trained, a few values")
+    d.arrow((x, 496), (x, 508))
+    d.box(30, 508, 120, 30, "norm")
+    d.arrow((x, 538), (x, 560))
+    d.text(x, 578, "next layer", anchor="middle")
+    d.box(310, 528, 22, 22)
+    d.text(340, 544, "frozen")
+    d.box(420, 528, 22, 22, "", TINTS[LORA], LORA)
+    d.text(450, 544, "trained, a few values")
     return d
 
 

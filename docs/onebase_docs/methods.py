@@ -6,11 +6,9 @@ import functools
 import importlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from onebase.methods import all_methods
 from onebase.methods.method import Method
-
 from onebase_docs import results
 from onebase_docs.text import cell, code, table
 

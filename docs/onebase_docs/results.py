@@ -78,7 +78,9 @@ def _tasks(name: str) -> str:
     if not rows:
         return ""
     columns = ("data", "device", "metric", "base's own", "with adapter", "difference (95 %)")
-    return "With the defaults, one seed, embedded base (`benchmarks/tasks.py`), good and bad:\n\n" + table(columns, rows)
+    return "With the defaults, one seed, embedded base (`benchmarks/tasks.py`), good and bad:\n\n" + table(
+        columns, rows
+    )
 
 
 def _language(name: str) -> str:

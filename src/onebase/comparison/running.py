@@ -103,6 +103,9 @@ def compare(
         limit: most rows of each split.
         command: what the user typed, for the report.
 
+    Returns:
+        The results per method, what was cut to fit the budget, and the recommendation. Records are in the folder.
+
     Raises:
         ConfigError: the folder has records and `resume` is not given, or nothing was finished.
     """
