@@ -29,6 +29,7 @@ LANGUAGES = ("python", "bash")
 FENCE = re.compile(
     r"^(?P<marks>(?:<!-- [^\n]+ -->\n)*)```(?P<language>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+INCLUDE = re.compile(r"^```(?P<language>\{include\} [^\n]+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (slow|server|needs|not run)(?:: (.+))? -->")
 SHELL = set("|<>;&$`")  # words that hold one of these outside quotes are the shell's business
 SECONDS = 600  # of one command that is run in a shell
@@ -76,9 +77,24 @@ class Example:
         return needed if needed and find_spec(needed) is None else ""
 
 
+def included(page: Path, fence: re.Match[str]) -> str:
+    """Return the text that an include of a page stands for."""
+    text = (page.parent / fence["language"].partition(" ")[2]).read_text(encoding="utf-8")
+    for key, value in re.findall(r'^:(start-after|end-before): "(.*)"$', fence["body"], re.MULTILINE):
+        before, found, after = text.partition(value.replace("\\n", "\n"))
+        assert found, f"{page}: {key} is not in the text"
+        text = after if key == "start-after" else before
+    return text
+
+
+def text_of(page: Path) -> str:
+    """Return a page with what it includes."""
+    return INCLUDE.sub(lambda fence: included(page, fence), page.read_text(encoding="utf-8"))
+
+
 def examples(page: Path) -> list[Example]:
-    """Return every fence of a page, in order."""
-    text = page.read_text(encoding="utf-8")
+    """Return every fence of a page, in order; those that it includes have the lines of the whole text."""
+    text = text_of(page)
     found = []
     for fence in FENCE.finditer(text):
         line = text.count("\n", 0, fence.start()) + fence["marks"].count("\n") + 1
