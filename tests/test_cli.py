@@ -295,6 +295,30 @@ def test_name_of_data(path, name):
     assert check_name(name_of(path)) == name
 
 
+@needs_minilm
+def test_init_from_takes_the_base_of_the_adapter(shop, films, monkeypatch):
+    """Another base could not carry it, so neither the default nor $ONEBASE_BASE is asked."""
+    monkeypatch.setenv("ONEBASE_BASE", "no/such-base")
+    monkeypatch.setenv("ONEBASE_HOME", str(shop[0]))
+    words = [
+        "train",
+        "--init-from",
+        "tiny",
+        "-d",
+        str(films),
+        "--text",
+        "review",
+        "--label",
+        "opinion",
+        "--dry-run",
+        "--json",
+    ]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    plan = json.loads(found.stdout)
+    assert (plan["base"], plan["method"]["settings"]["length"]) == ("sentence-transformers/all-MiniLM-L6-v2", 4)
+
+
 def test_dry_run_stores_nothing(tmp_path, films):
     found = CliRunner().invoke(app, ["train", "-d", str(films), "--dry-run", "--json", "-m", "lora(rank=2)"])
     if embedded_folder() is None:

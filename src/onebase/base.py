@@ -187,8 +187,13 @@ class Base:
             store: a `Store`; the default store of this user otherwise.
             verify: run the probes and compare with those stored.
 
+        Returns:
+            The adapter, attached.
+
         Raises:
-            UnknownNameError, CorruptError, MismatchError: one error that lists everything wrong.
+            UnknownNameError: nothing is stored under `ref`.
+            CorruptError, MismatchError: one error that lists everything wrong with its files, or for this base.
+            ConfigError: the name is taken on this base.
         """
         from onebase.storing import load_adapter
 
@@ -203,6 +208,13 @@ class Base:
             store: a `Store`; the default store of this user otherwise.
             as_name: name in the store; the adapter's own by default.
             facts: provenance and metrics dictionaries to keep with it.
+
+        Returns:
+            The version stored: its reference, folder, digest and config.
+
+        Raises:
+            UnknownNameError: no adapter of this name is attached.
+            ConfigError, StoreError: the name cannot be used, a value is not finite, or the disk refuses.
         """
         from onebase.storing import save_adapter
 
@@ -222,6 +234,9 @@ class Base:
             name: the name to use in calls; the folder's own by default.
             labels: names of the classes, in order, where the file has a head but no names.
             rank: of the LoRA to make of a PEFT method that has no form here (LoHa, OFT ...); None keeps it exactly.
+
+        Returns:
+            The adapter, attached; `save` stores it.
 
         Raises:
             ConfigError, UnsupportedError, CorruptError, MismatchError: one error that lists everything wrong.
@@ -340,8 +355,12 @@ class Base:
             prompts: real tokens of each row's prompt, where the call holds more than it: methods that change the last
                 positions of a prompt (loreft) need it when a text is written without a cache. None: the whole row.
 
+        Yields:
+            This base.
+
         Raises:
             UnknownNameError: before any computing.
+            ConfigError: `repeat` is less than 1.
         """
         names = binding.named(self, adapter)
         self._check(names)
@@ -405,7 +424,7 @@ class Base:
             return stack.module(**inputs).last_hidden_state
 
     def packs(self, adapter: str) -> bool:
-        """Whether rows of an adapter are computed without their padding in `states` and in training."""
+        """Return whether rows of an adapter are computed without their padding in `states` and in training."""
         routed = self._find(adapter)
         return self._installed.packs and not routed.positional
 
@@ -426,6 +445,9 @@ class Base:
             adapter, prompts: as in `use`.
             strip: an encoder that feeds a decoder hands back the callers' tokens only.
             rows: as in `states`.
+
+        Yields:
+            Nothing; the route holds inside the block.
         """
         names = binding.named(self, adapter)
         with self._installed.packing() as pack:
@@ -434,7 +456,12 @@ class Base:
                 yield
 
     def vectors(self, batch: Mapping[str, Tensor], adapter: AdapterNames, pooling: str) -> Tensor:
-        """Return pooled states (B, D), float32."""
+        """Return pooled states (B, D), float32.
+
+        Args:
+            batch, adapter: as in `states`.
+            pooling: 'mean' over real tokens, 'first' or 'last' real token.
+        """
         states = self.states(batch, adapter)
         return pool(states, real_tokens(batch, states), pooling)
 
@@ -594,7 +621,7 @@ class Base:
             batch_size: rows per forward.
 
         Returns:
-            n predictions, whose spans are the words: `top` per mask, where the mask stands in the text.
+            n predictions. Their spans are the words, `top` per mask, where the mask stands in the text.
 
         Raises:
             UnsupportedError: the base has no head for masked tokens, or an adapter is for another task.
@@ -642,6 +669,11 @@ class Base:
 
         Returns:
             n texts, or n lists of texts when num_return_sequences > 1.
+
+        Raises:
+            UnsupportedError: the base has no LM head, an adapter does not write, or beams are to be sampled.
+            RouteError: names or seeds are not as many as prompts.
+            ConfigError: a setting that has no effect on the way of decoding, or is out of range.
         """
         from onebase.generation import Shape, generate_ids
 

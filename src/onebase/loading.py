@@ -49,6 +49,9 @@ def load_base(
         revision: of a hub repository.
         trust_remote_code: run code from the repository; never unless asked for.
 
+    Returns:
+        The base, without adapters, in evaluation mode.
+
     Raises:
         UnsupportedError: the name is a hosted model, or nothing to adapt is found in the base.
         ConfigError: nothing is found under the name, or a setting is wrong.

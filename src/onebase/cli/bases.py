@@ -88,8 +88,6 @@ def open_adapters(
 def _open_shared(
     stored: list[Stored], base_name: str | None, device: str | None, dtype: str | None, out: Output
 ) -> Base:
-    from onebase.store import Store, base_folder
-
     if not stored:
         return open_base(base_name or default_base(), device, dtype, out)
     made_for: dict[str, list[Stored]] = {}
@@ -102,10 +100,8 @@ def _open_shared(
         raise UsageError(f"adapters of one call share one base, but these do not: {shown}. Make one call for each.")
     wanted = stored[0].config.base.id
     quantize = stored[0].config.provenance.get("quantization")  # the base is loaded as the adapter was trained on it
-    known = base_folder(Store().root, stored[0].config.base.fingerprint)
     try:
-        name = base_name or (str(known) if known else _same_folder(wanted)) or wanted
-        return open_base(name, device, dtype, out, quantize)
+        return open_base(base_name or name_of_base(stored[0]), device, dtype, out, quantize)
     except ConfigError as error:
         if base_name is not None:
             raise
@@ -113,6 +109,15 @@ def _open_shared(
             f"{stored[0].ref} was trained on the base {wanted!r}, which cannot be loaded under this name: {error} "
             f"If it is a local folder, pass it: -b /path/to/{Path(wanted).name}"
         ) from error
+
+
+def name_of_base(stored: Stored) -> str:
+    """Return what loads the base of a stored adapter: its folder on this machine, as far as known, or its id."""
+    from onebase.store import Store, base_folder
+
+    wanted = stored.config.base.id
+    known = base_folder(Store().root, stored.config.base.fingerprint)
+    return (str(known) if known else _same_folder(wanted)) or wanted
 
 
 def _same_folder(wanted: str) -> str | None:

@@ -151,10 +151,10 @@ def train(
     if asked.many(data):
         if processes or shard:
             raise UsageError("many jobs train in one process: leave --processes and --shard out")
-        chosen = choose(given, sets or [], config, "lora", _method_of(init_from))
+        chosen = choose(given, sets or [], config, "lora", _inherited(init_from))
         train_jobs(asked, chosen, method is not None, out)
         return
-    below = _interrupted(name, out) if resume else _method_of(init_from)
+    below = _interrupted(name, out) if resume else _inherited(init_from)
     chosen = choose(given, sets or [], config, METHOD, below)
     for sentence in chosen.replaced:
         out.note(sentence)
@@ -265,14 +265,17 @@ def _interrupted(name: str | None, out: Output) -> tuple[str, dict[str, Any]]:
     return "the interrupted run", read(found[0])[1]["facts"].get("command", {})
 
 
-def _method_of(ref: str | None) -> tuple[str, dict[str, Any]] | None:
-    """Return the method of a stored adapter, which is the default where training starts from it."""
+def _inherited(ref: str | None) -> tuple[str, dict[str, Any]] | None:
+    """Return method and base of a stored adapter, which are the defaults where training starts from it."""
     if ref is None:
         return None
+    from onebase.cli.bases import name_of_base
     from onebase.store import Store
 
-    method = Store().resolve(ref).config.method
-    return ref, {"method": {"name": method.name, **method.settings}}
+    stored = Store().resolve(ref)
+    method, quantized = stored.config.method, stored.config.provenance.get("quantization")
+    options = {"method": {"name": method.name, **method.settings}, "base": name_of_base(stored)}
+    return ref, options | ({"quantize": quantized} if quantized else {})
 
 
 def _load(chosen: Chosen, out: Output) -> Data:

@@ -100,6 +100,9 @@ def compare(
         command: what the user typed, for the report.
         ray: train every candidate as a task of its own on Ray's workers, which load the base by its name.
 
+    Returns:
+        The results per method, what was cut to fit the budget, and the recommendation. Records are in the folder.
+
     Raises:
         ConfigError: the folder has records and `resume` is not given, or no method has any result.
     """

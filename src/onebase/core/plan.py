@@ -84,7 +84,17 @@ class At:
         return counts if self.places.stated is not None else counts - self.prompt_length
 
     def dropout(self, x: Tensor, rate: float, training: bool) -> Tensor:
-        """Zero each element with probability `rate` and rescale; for a job, see `core.draw`."""
+        """Zero each element of x with probability `rate` and rescale the others by 1 / (1 - rate).
+
+        Args:
+            x: any shape.
+            rate: 0 to below 1.
+            training: of the delta; False returns x as it is.
+
+        Returns:
+            As x. What a job of `train` or `train_many` drops is a function of its seed, step, row, token, site and
+            feature (`core.draw`); otherwise torch's generator decides.
+        """
         if not training or rate == 0.0:
             return x
         if self.draws is None:

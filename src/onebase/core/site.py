@@ -103,13 +103,23 @@ class Site:
         return self.span is not None or self.index is not None
 
     def take(self, values: Tensor, dim: int = -1) -> Tensor:
-        """Return this site's features of the module's output along `dim`: a view of a span, a copy of an index."""
+        """Return this site's features of the module's output along `dim`: a view of a span, a copy of an index.
+
+        Args:
+            values: the whole output, or a tensor that has its features along `dim`.
+            dim: of the features; `d_out` of them are returned.
+        """
         if self.span is not None:
             return values.narrow(dim, self.span[0], self.span[1] - self.span[0])
         return values if self.index is None else values.index_select(dim, self._index_on(values.device))
 
     def put(self, values: Tensor, part: Tensor) -> None:
-        """Write this site's features (..., d_out) into `values`, the module's whole output, in place."""
+        """Write this site's features into the module's whole output, in place.
+
+        Args:
+            values: (..., features of the module).
+            part: (..., d_out).
+        """
         if self.span is not None:
             values[..., self.span[0] : self.span[1]] = part
         elif self.index is not None:

@@ -100,7 +100,7 @@ class Bottleneck(Method):
         size: m, units of the bottleneck; or layer -> m with the other layers left out.
         reduction: d / m instead of `size`. Neither: the preset's reduction (12, 16, 8).
         activation: gelu, relu, silu, tanh or identity. Houlsby's code uses gelu.
-        scale: s. None: the preset's (1, 1, 4).
+        scale: s; None is that of the preset (1, 1, 4).
         leave_out: layers without an adapter (AdapterDrop, arXiv 2010.11918), counted from 0; negative from the top.
         norms: train the norms too. None: the preset's choice.
         dropout: rate on the bottleneck's input while training.
@@ -151,7 +151,11 @@ class Bottleneck(Method):
         check(self.scale is None or math.isfinite(self.scale), "bottleneck.scale", self.scale, "a finite number")
 
     def select(self, sites: Sequence[Site]) -> list[Site]:
-        """Return the exits of the preset's sub-layers, and the norms of the same layers where they are trained."""
+        """Return the exits of the preset's sub-layers, and the norms of the same layers where they are trained.
+
+        Raises:
+            ConfigError, UnsupportedError: a layer that is named does not exist, or an exit that is needed is refused.
+        """
         sublayers, _, _, _, norms = PRESETS[self.preset]
         norms = norms if self.norms is None else self.norms
         exits = [site for site in sites if site.kind == "exit" and site.sublayer in sublayers]

@@ -81,7 +81,18 @@ class Method:
         return self.select(sites)
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
-        """Build the module of one adapter for the selected sites (float32, on the CPU)."""
+        """Build the module of one adapter.
+
+        Args:
+            sites: what `select` returned, in the order of the base.
+            init: randomness, and what the base knows of words; nothing else may decide the start.
+
+        Returns:
+            A delta per site, float32, on the CPU. The same `init` gives the same values.
+
+        Raises:
+            UnsupportedError: a site has not what the method reads, such as a weight matrix.
+        """
         raise NotImplementedError
 
     def vocabulary(self) -> tuple[str, ...]:
@@ -110,6 +121,12 @@ class Method:
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """Build from a mapping of settings.
+
+        Args:
+            settings: JSON values by name; lists become tuples, and what is not named keeps its default.
+
+        Returns:
+            The method, validated.
 
         Raises:
             UnknownNameError: a setting that this method does not have.
@@ -162,7 +179,17 @@ def _coerce_key(where: str, key: Any, hint: Any) -> Any:
 
 
 def check(condition: bool, where: str, value: object, expected: str) -> None:
-    """Raise ConfigError unless `condition` holds: ``lora.rank = 0: expected at least 1``."""
+    """Raise ConfigError unless a setting is as it must be: ``lora.rank = 0: expected at least 1``.
+
+    Args:
+        condition: whether it is.
+        where: method and setting, such as ``lora.rank``.
+        value: what was given.
+        expected: what would be right, as the end of the message.
+
+    Raises:
+        ConfigError: the condition does not hold.
+    """
     if not condition:
         raise ConfigError(f"{where} = {value!r}: expected {expected}")
 

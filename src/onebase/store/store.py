@@ -252,6 +252,10 @@ class Store:
     def rollback(self, name: str, alias: str) -> Version:
         """Make an alias name what it named before; versions removed meanwhile are passed over.
 
+        Args:
+            name: of the adapter.
+            alias: such as ``prod``.
+
         Returns:
             The version named now.
 
@@ -276,7 +280,17 @@ class Store:
             return places[left[-1]]
 
     def diff(self, a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Difference:
-        """Compare two adapters: settings, metrics and tensors; errors as of `resolve` and `Stored.tensors`."""
+        """Compare two stored adapters.
+
+        Args:
+            a, b: references or folders, as for `resolve`.
+
+        Returns:
+            What differs in settings and metrics, and the distance of each tensor.
+
+        Raises:
+            UnknownNameError, ConfigError, CorruptError, StoreError: as `resolve` and `Stored.tensors`.
+        """
         return compare(self.resolve(a), self.resolve(b))
 
     def gc(self, *, keep: int | None = None, older_than: float = LEFT_SECONDS, apply: bool = False) -> Garbage:

@@ -37,16 +37,21 @@ class Run:
         method: shorthand of the method.
         kind: task kind.
         split: the rows that were scored: test, or validation where there is no test split.
+        metric: name of the main metric, such as accuracy; `value` and `base_value` are of it.
         metrics: the adapter's metrics on them.
         base_metrics: the base's own metrics on the same rows: head only on the frozen base, or the plain base's
             perplexity.
-        interval, base_interval: 95 % intervals of the main metric.
-        test: paired test, adapter against base.
-        parameters, share: trainable values, and their share of the base's.
+        interval: 95 % interval of the adapter's main metric, (low, high).
+        base_interval: that of the base's own.
+        test: paired test, adapter against base; None where the base has no score of its own.
+        parameters: trained values, head included.
+        share: the same over the base's values, 0 to 1.
         bytes: size of the stored tensors, 0 when not stored.
         history: what happened in training.
         settings: how it was trained.
+        labels: of the task, in order; () where it has none.
         notes: what the user should know about data and choices.
+        scores: the evaluation with the scores of every row; it is not stored.
     """
 
     name: str
@@ -117,9 +122,9 @@ def train(
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
         task: a kind, see `onebase.tasks.task_kinds`; found from the data by default.
-        text, text_pair, label, prompt, completion: columns; found by default. Those of further roles are named alike:
-            source=, messages=, score=, ...
-        limit: use at most this many training rows.
+        text, text_pair, label, prompt, completion, labels, score, query, document: columns; found by default. Those of
+            further roles are named alike: source=, messages=, anchor=, ...
+        limit: the most rows of each split (a stratified sample); None takes all.
         max_length: tokens per row; what the base takes, at most 512, or blocks of 256 for plain text.
         template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``; for conversations "chatml" or a Jinja
             template, the tokenizer's own by default.
@@ -139,7 +144,7 @@ def train(
     the same arguments, each computes a share of every step's rows, and the first one reports and stores.
 
     Returns:
-        The run. The adapter stays attached, with its best epoch.
+        The run. The adapter stays attached, with the epoch that the setting `restore` keeps.
 
     Raises:
         DataError, ConfigError, UnsupportedError: before any training.
