@@ -19,7 +19,8 @@ GOOD = [
 ]  # fmt: skip
 BAD = {
     r"(a+)+$": "repeats something that repeats", r"((.*x)*y)*": "repeats", r"(.*)*": "repeats",
-    r"(a|b*){2,}c": "repeats", r"([a-z]+)*!": "repeats", r".*.*.*.*.*.*.*x": "7 unlimited", r"(a)\1": "refers back", "(": "no regular expression",
+    r"(a|b*){2,}c": "repeats", r"([a-z]+)*!": "repeats", r".*.*.*.*.*.*.*x": "7 unlimited",
+    r"(a)\1": "refers back", "(": "no regular expression",
     "a" * 100_001: "100001 characters",
 }  # fmt: skip
 
