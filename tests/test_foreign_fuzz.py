@@ -121,9 +121,8 @@ def tensors(folder: Path, rng: random.Random) -> None:
     if kind == 0:
         del found[name]
     elif kind == 1:
-        found[rng.choice([name + ".x", "x", "../" + name, "base_model.model.", name.replace("0", "9")])] = found.pop(
-            name
-        )
+        other = rng.choice([name + ".x", "x", "../" + name, "base_model.model.", name.replace("0", "9")])
+        found[other] = found.pop(name)
     elif kind == 2:
         found[name] = rng.choice([one.flatten(), one[None].contiguous(), one[:0].contiguous(), torch.zeros(()),
                                   torch.zeros(1, 1, 1, 1)])  # fmt: skip

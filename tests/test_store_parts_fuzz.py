@@ -43,8 +43,8 @@ def whole(base: Base, tmp_path_factory) -> Path:
     """A store with parts, a composition of each kind and one of compositions."""
     root = tmp_path_factory.mktemp("whole") / "s"
     store = Store(root)
-    for number, (name, method) in enumerate({"a": "lora(rank=2)", "b": "lora(rank=2)", "c": "bottleneck(size=3, "
-                                             "norms=False)", "d": "bottleneck(size=3, norms=False)"}.items()):  # fmt: skip
+    for number, name in enumerate("abcd"):
+        method = "lora(rank=2)" if name in "ab" else "bottleneck(size=3, norms=False)"
         checks.disturb(base.add(name, method, seed=number).module, number)
         base.save(name, store=store)
     for name, composition in {"mix": combine("a", "b", weights=(0.7, 0.3)), "both": stack("a", "c"),
@@ -90,9 +90,21 @@ def harm(folder: Path, rng: random.Random) -> None:
         reseal(folder)
 
 
+def put_something_else(path: Path, kind: int) -> None:
+    """Put a folder, a pipe, a device or odd JSON where a file was, or nothing."""
+    if kind == 0:
+        path.mkdir()
+    elif kind == 1:
+        os.mkfifo(path)
+    elif kind == 2:
+        path.symlink_to("/dev/zero")
+    elif kind == 3:
+        path.write_bytes(b"[" * 60_000)
+
+
 @pytest.mark.parametrize("cases", [range(CASES), pytest.param(range(CASES, MANY), marks=pytest.mark.slow)])
 def test_damaged_compositions(base: Base, whole: Path, tmp_path, cases) -> None:
-    """The composition, or a part of it, is damaged: it loads only where its settings make sense, else an error of ours."""
+    """A composition or a part of it is damaged: it loads where its settings make sense, else an error of ours."""
     wrong: list[str] = []
     refused = 0
     for case in cases:
@@ -158,8 +170,7 @@ def test_damaged_signatures_where_keys_are_trusted(whole: Path, tmp_path, monkey
             path.write_text(json.dumps(raw))
         elif kind == 2:
             path.unlink()
-            rng.choice([lambda: path.mkdir(), lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"),
-                        lambda: path.write_bytes(b"[" * 60_000), lambda: None])()  # fmt: skip
+            put_something_else(path, rng.randrange(5))
         elif kind == 3:  # other tensors under the same signature, sealed again
             data = bytearray((folder / "adapter_model.safetensors").read_bytes())
             data[-rng.randint(1, 100)] ^= 1
