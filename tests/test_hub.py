@@ -73,6 +73,37 @@ def test_a_pushed_adapter_is_pulled_bit_by_bit_at_its_revision(hub, tmp_path):
     assert there.resolve("mine").config.provenance["pulled"]["digest"] == second.digest
 
 
+@pytest.mark.slow  # three processes
+def test_a_foreign_adapter_is_fetched_at_the_revision_that_was_asked_for(hub, tmp_path):
+    """What another library pushed is imported at a commit, which is written down; other files stay where they are."""
+    import warnings
+
+    peft = pytest.importorskip("peft")
+    from families import make, tiny_tokenizer
+    from huggingface_hub import HfApi
+
+    make("bert").save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    commits = []
+    for rank in (2, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = peft.LoraConfig(r=rank, target_modules=["query"], init_lora_weights=False)
+            peft.get_peft_model(make("bert"), config).save_pretrained(str(tmp_path / f"x{rank}"))
+        (tmp_path / f"x{rank}" / "large.bin").write_bytes(b"x" * 1000)
+        api = HfApi(endpoint=hub.url, token="hf_x")
+        api.create_repo("me/My.adapter", exist_ok=True)
+        commits.append(api.upload_folder(repo_id="me/My.adapter", folder_path=str(tmp_path / f"x{rank}")).oid)
+    home, words = tmp_path / "one", ("-b", str(tmp_path / "base"), "--json")
+    first = ok(onebase(hub, home, "import", f"me/My.adapter@{commits[0]}", *words))
+    newest = ok(onebase(hub, home, "import", "me/My.adapter", "--name", "newest", *words))
+    assert first["ref"] == "My.adapter@1" and "rank=2" in first["method"] and "rank=3" in newest["method"]
+    there = Store(home / "store")
+    assert there.resolve("My.adapter").config.provenance["imported"]["revision"] == commits[0]
+    assert there.resolve("newest").config.provenance["imported"]["revision"] == commits[1]
+    assert not any(path.endswith("large.bin") for method, path, _ in hub.log if method == "GET")
+
+
 @pytest.mark.slow  # five processes and 24 MB
 def test_a_cut_off_transfer_goes_on(hub, tmp_path):
     save(tmp_path / "one", size=3_000_000)  # 24 MB: the client writes pieces of 10
