@@ -121,6 +121,11 @@ def test_a_call_of_forward_itself_is_routed(tokenizer) -> None:
             assert torch.equal(base.model(**call)[0], base.model.forward(**call)[0])
             assert torch.equal(base.model(**call)[0], base.model.forward(ids, mask)[0])
         own = base.model
+        with ob.Base(own, tokenizer) as second, torch.no_grad():  # two bases of one model
+            assert torch.equal(own(**call)[0], own.forward(**call)[0])
+            checks.attach(second, {"z": parse_method("lora(rank=2)")})
+            with second.use("z"):
+                assert torch.equal(own(**call)[0], own.forward(**call)[0])
     assert "forward" not in own.__dict__
 
 

@@ -80,7 +80,7 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = (), rank: int
     """
     try:
         return _read_foreign(base, folder, labels, rank)
-    except OnebaseError:
+    except (OnebaseError, torch.OutOfMemoryError):
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         raise CorruptError(
