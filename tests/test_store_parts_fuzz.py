@@ -26,7 +26,7 @@ from families import make, tiny_tokenizer
 
 from test_store_fuzz import config_of, put_config, reseal
 
-CASES, MANY = 120, 1200
+CASES, MANY = 60, 1200
 ODD: list[Any] = [
     None, 0, -1, 10**9, 1.5, "", "x", "a", [], [1], {}, {"x": 1}, True, "sha256:" + "0" * 64, ["a"] * 3, "../a", "a@99",
     {"kind": "stack", "parts": []},

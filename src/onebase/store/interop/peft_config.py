@@ -31,10 +31,10 @@ READ: dict[str, set[str]] = {
     "PREFIX_TUNING": VIRTUAL,
 }  # fmt: skip
 # Kinds of values of the settings that are read; None stands for a setting that is left out.
-NUMBER, LISTED = (int, float), (str, list, type(None))
+NUMBER, WHOLE, LISTED = (int, float), (int, type(None)), (str, list, type(None))
 KINDS: dict[str, Any] = {
-    "r": int, "lora_alpha": NUMBER, "projection_prng_key": int, "num_virtual_tokens": int, "token_dim": int,
-    "num_layers": int, "num_attention_heads": int, "num_transformer_submodules": (int, type(None)),
+    "r": int, "lora_alpha": NUMBER, "projection_prng_key": int, "num_virtual_tokens": int, "token_dim": WHOLE,
+    "num_layers": WHOLE, "num_attention_heads": WHOLE, "num_transformer_submodules": WHOLE,
     "rank_pattern": (dict, type(None)), "alpha_pattern": (dict, type(None)), "target_modules": LISTED,
     "exclude_modules": LISTED, "feedforward_modules": LISTED, "layers_to_transform": (int, list, type(None)),
     "use_dora": bool, "use_rslora": bool, "save_projection": bool, "task_type": (str, type(None)),
@@ -86,7 +86,7 @@ def kind_problems(config: Mapping[str, Any]) -> Iterator[str]:
         expected = KINDS.get(key, object)
         names = " or ".join(k.__name__ for k in (expected if isinstance(expected, tuple) else (expected,)))
         fits = isinstance(value, expected) and not (isinstance(value, bool) and expected not in (bool, object))
-        if key in SIZES and fits and value < 1:
+        if key in SIZES and fits and value is not None and value < 1:
             fits, names = False, "at least 1"
         if isinstance(value, list) and key in KINDS:
             inner = int if key == "layers_to_transform" else str
