@@ -282,12 +282,14 @@ def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> t
                 file.wrong.append(f"missing tensor {key} of the head")
     file.wrong += [f"unexpected tensor {key} of the head" for key in given]
     ids = config.get("label2id") or {}
-    names = labels or tuple(sorted(ids, key=lambda label: ids[label])) or tuple(
-        f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))
-    )  # fmt: skip
     if "head.weight" not in head:
         return {}, {}
-    if len(names) != len(head["head.weight"]):
+    rows = len(head["head.weight"])
+    if not labels and not ids and int(config.get("num_labels", 2)) != rows:  # before so many names are made
+        file.wrong.append(f"num_labels = {config.get('num_labels')!r}, the head has {rows}")
+        return {}, {}
+    names = labels or tuple(sorted(ids, key=lambda label: ids[label])) or tuple(f"LABEL_{i}" for i in range(rows))
+    if len(names) != rows:
         file.wrong.append(f"{len(names)} labels ({', '.join(names)}), the head has {len(head['head.weight'])}")
     width = head["head.weight"].shape[1]
     head |= {"head.center": torch.zeros(width), "head.scale": torch.ones(width)}
