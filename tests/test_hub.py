@@ -73,6 +73,51 @@ def test_a_pushed_adapter_is_pulled_bit_by_bit_at_its_revision(hub, tmp_path):
     assert there.resolve("mine").config.provenance["pulled"]["digest"] == second.digest
 
 
+IMPORT = """
+import json, sys
+import onebase as ob
+with ob.load_base(sys.argv[1]) as base:
+    found = [base.import_adapter(source) if not number else base.import_adapter(source, name="newest")
+             for number, source in enumerate(sys.argv[2:])]
+    print(json.dumps([[a.name, a.method.rank, a.config["provenance"]["imported"]["revision"]] for a in found]))
+"""
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_foreign_adapter_is_fetched_at_the_revision_that_was_asked_for(hub, tmp_path):
+    """What another library pushed is imported at a commit, which is written down; other files stay where they are."""
+    import hashlib
+    import warnings
+
+    peft = pytest.importorskip("peft")
+    from families import make, tiny_tokenizer
+
+    make("bert").save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    commits = []
+    for rank in (2, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = peft.LoraConfig(r=rank, target_modules=["query"], init_lora_weights=False)
+            peft.get_peft_model(make("bert"), config).save_pretrained(str(tmp_path / f"x{rank}"))
+        (tmp_path / f"x{rank}" / "large.bin").write_bytes(b"x" * 1000)
+        files = {}
+        for path in (tmp_path / f"x{rank}").iterdir():
+            content = path.read_bytes()
+            files[path.name] = (hashlib.sha1(content).hexdigest(), False)
+            hub.blobs[files[path.name][0]] = content
+        commits.append(hashlib.sha1(str(files).encode()).hexdigest())
+        hub.repos.setdefault("me/My.adapter", []).append((commits[-1], files))
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+           "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}  # fmt: skip
+    words = [str(tmp_path / "base"), f"me/My.adapter@{commits[0]}", "me/My.adapter"]
+    done = subprocess.run([sys.executable, "-c", IMPORT, *words], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["My.adapter", 2, commits[0]], ["newest", 3, commits[1]]]
+    fetched = {path.rpartition("/")[2] for method, path, _ in hub.log if method == "GET" and "/resolve/" in path}
+    assert fetched == {"adapter_config.json", "adapter_model.safetensors"}
+
+
 @pytest.mark.slow  # five processes and 24 MB
 def test_a_cut_off_transfer_goes_on(hub, tmp_path):
     save(tmp_path / "one", size=3_000_000)  # 24 MB: the client writes pieces of 10

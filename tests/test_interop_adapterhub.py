@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebase import Base
-from onebase.errors import MismatchError, UnsupportedError
+from onebase.errors import CorruptError, MismatchError, UnsupportedError
 
 EQUAL = 1e-5
 REAL = Path(__file__).parents[2] / "shared" / "models" / "adapters_real"
@@ -254,6 +254,20 @@ def test_what_cannot_be_carried_is_named(fault, tmp_path):
     write(tmp_path / "in", config, made(CONFIGS["seq_bn"], "bert", "bert.encoder.layer"))
     with Base(bert()) as base, pytest.raises(error, match=words):
         base.import_adapter(tmp_path / "in")
+
+
+@pytest.mark.parametrize("count", [10**9, 10**30, "many", None])
+def test_a_number_of_labels_is_not_believed(count, tmp_path):
+    """Names are made for the rows that the head has, never for as many as the settings say."""
+    config = CONFIGS["seq_bn"]
+    head = {f"heads.N.{n}.{what}": noise(*shape, seed=n) for n, rows in ((1, 32), (4, 3))
+            for what, shape in (("weight", (rows, 32)), ("bias", (rows,)))}  # fmt: skip
+    settings = {"head_type": "classification", "layers": 2, "activation_function": "tanh", "num_labels": count}
+    folder = write(tmp_path / "in", config, made(config, "bert", "bert.encoder.layer"), head=(settings, head))
+    with Base(bert()) as base:
+        with pytest.raises((MismatchError, CorruptError), match=r"num_labels|many|NoneType"):
+            base.import_adapter(folder)
+        assert not base.adapters
 
 
 def test_trained_norms_and_other_methods_are_refused(tmp_path):

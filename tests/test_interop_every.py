@@ -15,6 +15,7 @@ import torch
 
 from onebase import Base
 from onebase.errors import ConfigError, CorruptError, MismatchError, UnsupportedError
+from onebase.exchange import CONVERTERS, FORMATS
 
 sys.path.insert(0, str(Path(__file__).parent / "contract"))
 import checks
@@ -167,6 +168,27 @@ def test_settings_that_ask_for_memory_are_refused_first(kind, tmp_path) -> None:
     with Base(make("bert")) as base, pytest.raises((ConfigError, MismatchError, UnsupportedError, CorruptError)):
         base.import_adapter(tmp_path / "x")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+REASONS = {
+    "peft": "PEFT has no form that computes", "vllm": "vLLM: BertModel is not among", "merged": "no weight of the base",
+    "adapterhub": "AdapterHub library has no form", "onnx": "no weight of the base", "gguf": "convert_lora_to_gguf",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", [*FORMATS, *CONVERTERS])
+def test_every_format_says_why_it_cannot_hold_an_adapter(to, tmp_path) -> None:
+    """A change at positions has no form in any of them: each refuses for its own reason and leaves nothing behind."""
+    if to == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    with Base(make("bert")) as base:
+        checks.disturb(base.add("a", "loreft(rank=2)").module, 1)
+        before = {key: t.clone() for key, t in base.model.state_dict().items()}
+        with pytest.raises(UnsupportedError, match=REASONS[to]):
+            base.export("a", tmp_path / "out", to=to)
+        assert all(torch.equal(t, before[key]) for key, t in base.model.state_dict().items())
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_file_is_left_as_it_was(tmp_path) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 import transformers as tf
 from families import COMMON, FIRST, VOCABULARY, make
+from methods import variants
 
 from onebase import Base
 from onebase.errors import OnebaseError, UnsupportedError
+from onebase.methods import method_names
 
 EQUAL = 1e-5
 METHODS = {
@@ -75,6 +77,30 @@ def test_the_original_bits_return_twenty_times(dtype, tokenizer):
             base.unmerge()
             assert all(torch.equal(t, before[key]) for key, t in base.model.state_dict().items())
         assert base.fingerprint() == fingerprint
+
+
+UNMERGED = {"bottleneck", "loreft", "prefix", "prompt", "tokens", "mam"}  # no changes of weights
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_that_merges_gives_the_bits_back_twenty_times(method, tokenizer):
+    """Each of twenty merges changes weights, answers as the first one did, and leaves no trace."""
+    with Base(make("bert"), tokenizer) as base:
+        setting = METHODS["union"] if method == "union" else next(iter(variants(method).values()))
+        checks.disturb(base.add("a", setting).module, 2)
+        before = {key: t.clone() for key, t in base.model.state_dict().items()}
+        if method in UNMERGED:
+            with pytest.raises(UnsupportedError):
+                base.merge("a")
+            return
+        merged = []
+        for _ in range(20):
+            base.merge("a")
+            merged.append(direct(base))
+            base.unmerge()
+            assert all(torch.equal(t, before[key]) for key, t in base.model.state_dict().items())
+        assert all(torch.equal(merged[0], other) for other in merged[1:])
+        assert checks.gap(merged[0], direct(base)) > checks.VISIBLE / 4
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ class Base:
         finiteness and settings are checked, and what cannot be carried over exactly is an error that names it.
 
         Args:
-            source: a folder, or the id of a hub repository.
+            source: a folder, or the id of a hub repository, with ``@REVISION`` for a commit, branch or tag.
             name: the name to use in calls; the folder's own by default.
             labels: names of the classes, in order, where the file has a head but no names.
             rank: of the LoRA to make of a PEFT method that has no form here (LoHa, OFT ...); None keeps it exactly.

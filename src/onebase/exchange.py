@@ -15,8 +15,9 @@ from torch import Tensor
 from onebase.adapter import Adapter, problems
 from onebase.build import build_adapter, default_task
 from onebase.encode import collate, encode_texts, pad_id
-from onebase.errors import ConfigError, CorruptError, MismatchError, StoreError, UnsupportedError, unknown
+from onebase.errors import ConfigError, CorruptError, MismatchError, OnebaseError, StoreError, UnsupportedError, unknown
 from onebase.store.interop.foreign import CONFIG, Foreign, read_settings
+from onebase.store.names import clean_name
 from onebase.storing import PROBES, TOLERANCE
 
 if TYPE_CHECKING:
@@ -29,23 +30,43 @@ CONVERTERS = {
     "convert_hf_to_gguf.py MODEL. A LoRA: onebase export NAME --to peft --no-head --out LORA, then python "
     "convert_lora_to_gguf.py --base BASE LORA. Both are in a checkout of llama.cpp and need pip install gguf",
 }
-FILES = ("*.json", "*.safetensors", "*.bin")  # of a hub repository; pickles are fetched to be refused by name
+# What is fetched of a hub repository, and nothing else; pickles are fetched to be refused by name.
+FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapter.safetensors",
+    "pytorch_adapter.bin", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin",
+)  # fmt: skip
 
 
-def find_folder(source: str | Path) -> Path:
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter of another library lies: its folder, its name, and the commit where a hub gave it."""
+
+    folder: Path
+    name: str
+    revision: str = ""
+
+
+def find_folder(source: str | Path) -> Source:
     """Return the folder of an adapter: a local one, or a hub repository fetched to the cache.
+
+    Args:
+        source: a folder, ``owner/name``, or ``owner/name@REVISION`` with a commit, branch or tag.
 
     Raises:
         ConfigError: there is neither.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        return Source(folder, folder.name)
+    repo, at, revision = str(source).partition("@")
+    if at and not revision:
+        raise ConfigError(f"{str(source)!r} ends in '@': write {repo!r} for the main branch, or {repo}@COMMIT")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(FILES)))
+        found = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
+        return Source(found, clean_name(repo.rpartition("/")[2]), found.name)  # a snapshot is named by its commit
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"{source} is no folder, and the hub answered: {first}") from error
@@ -57,6 +78,18 @@ def read_foreign(base: Base, folder: Path, labels: Sequence[str] = (), rank: int
     Raises:
         UnsupportedError, CorruptError, MismatchError: as `read_peft` and `read_adapterhub`.
     """
+    try:
+        return _read_foreign(base, folder, labels, rank)
+    except (OnebaseError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        raise CorruptError(
+            f"{folder}: its settings or tensors are of a kind that no library writes ({type(error).__name__}: "
+            f"{str(error)[:200]}). Take the folder from its source again."
+        ) from error
+
+
+def _read_foreign(base: Base, folder: Path, labels: Sequence[str], rank: int | None) -> Foreign:
     config = read_settings(folder / CONFIG)
     if config.get("library") == "onebase":
         raise ConfigError(f"{folder} is an adapter of onebase: base.load({str(folder)!r}) loads it, verified")
@@ -80,8 +113,8 @@ def import_adapter(
     base: Base, source: str | Path, name: str | None, labels: Sequence[str] = (), rank: int | None = None
 ) -> Adapter:
     """Attach an adapter of another library; see `Base.import_adapter`."""
-    folder = find_folder(source)
-    name = name or folder.name
+    found = find_folder(source)
+    folder, name = found.folder, name or found.name
     if name in base.adapters:
         raise ConfigError(f"adapter name {name!r} is taken: remove it first, or import with another name=")
     foreign = read_foreign(base, folder, labels, rank)
@@ -89,7 +122,7 @@ def import_adapter(
     adapter.config = {
         "provenance": {
             "imported": {"format": foreign.format, "source": str(source), "made for": foreign.made_for,
-                         "unverified": True,
+                         "unverified": True, **({"revision": found.revision} if found.revision else {}),
                          **{key: value for key, value in foreign.facts.items() if value is not None}},
             **({"notes": list(foreign.notes)} if foreign.notes else {}),
         }

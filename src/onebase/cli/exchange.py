@@ -20,7 +20,9 @@ OUT = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="New or empty
 
 
 def import_(
-    source: Annotated[str, typer.Argument(metavar="FOLDER|HUB_ID", help="Adapter of PEFT or of the AdapterHub.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FOLDER|HUB_ID[@REVISION]", help="Adapter of PEFT or of the AdapterHub.")
+    ],
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Default: the folder's name.")] = None,
     base: o.BaseName = None,
     label: Annotated[
@@ -39,7 +41,7 @@ def import_(
     from onebase.store import Store
 
     out = Output(as_json)
-    called = name or Path(source).name
+    called = name or (Path(source).name if Path(source).is_dir() else Path(source.partition("@")[0]).name)
     Store().check(called)
     loaded = open_base(base or o.default_base(), device, dtype, out)
     adapter = loaded.import_adapter(source, name=called, labels=o.listed(label), rank=rank)

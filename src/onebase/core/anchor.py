@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
-from onebase.core.direct import MARK, DirectCalls
+from onebase.core.direct import DirectCalls
 from onebase.core.layout import Layout, make_layout
 from onebase.core.offload import weight_of
 from onebase.core.packing import make_packing
@@ -63,11 +63,12 @@ class Anchor:
         self.lock = threading.Lock()
         # A compiler must not bake a route into a graph: anchors run outside of it, taps inside read the plan.
         enter, leave = torch.compiler.disable(self.enter), torch.compiler.disable(self.leave)
+        self.direct = DirectCalls(stack.module)
         self.handles: list[Any] = [
             stack.module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
             stack.module.register_forward_hook(leave, with_kwargs=True, always_call=True),
         ]
-        self.handles.append(DirectCalls(stack.module))
+        self.handles.append(self.direct)
         if stack.pooler is not None:
             self.handles.append(stack.pooler.register_forward_pre_hook(self.pool))
         if stack.pooled is not None:
@@ -97,7 +98,7 @@ class Anchor:
         runtime.push(Frame(module, plan))
         if plan is not None:
             wrap_checkpoints(self.stack.layers, runtime)
-        return (), {**call, MARK: True}
+        return (), {**call, self.direct.mark: True}
 
     def _within(self, outer: nn.Module) -> bool:
         return outer is not self.stack.module and any(m is self.stack.module for m in outer.modules())

@@ -13,24 +13,25 @@ from typing import Any
 
 from torch import nn
 
-MARK = "_onebase_hooked"  # among the keywords of a call that went through the anchor
-
 
 class DirectCalls:
     """The `forward` of one anchored module.
 
     Args:
         module: the stack; its own `forward`, or what another library put in its place, is called in the end.
+
+    Attributes:
+        mark: a keyword of calls that went through the anchor; one of its own, as a model may have two bases.
     """
 
     def __init__(self, module: nn.Module):
-        self.module, self.open = module, True
+        self.module, self.open, self.mark = module, True, f"_onebase_hooked_{id(self):x}"
         self.before = module.__dict__.get("forward")
         own, calls = module.forward, self
 
         @functools.wraps(own)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            hooked = kwargs.pop(MARK, False) or not calls.open
+            hooked = kwargs.pop(calls.mark, False) or not calls.open
             return own(*args, **kwargs) if hooked else self(*args, **kwargs)
 
         self.method = types.MethodType(forward, module)

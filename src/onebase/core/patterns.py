@@ -1,8 +1,8 @@
-"""Regular expressions out of files: adapters name places by them, and a hostile one could keep a process busy for ever.
+"""Regular expressions out of files: adapters name places by them, and a hostile one could keep a process busy.
 
-Python's engine tries alternatives one after the other, so an unlimited repetition of something that itself repeats takes
-exponential time on a text that does not match, and several repetitions in a row polynomial time. Names of modules are
-short, so what is left after refusing the first and limiting the second takes no time that anybody notices.
+Python's engine tries alternatives one after the other, so an unlimited repetition of something that itself repeats
+takes exponential time on a text that does not match, and several repetitions in a row polynomial time. Names of
+modules are short, so what is left after refusing the first and limiting the second takes no time that anybody notices.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def safe_pattern(text: str) -> re.Pattern[str]:
         raise ConfigError(f"{shown!r} is no regular expression: {error}") from None
     problem = _problem(text)
     if problem:
-        raise ConfigError(
-            f"{shown!r} {problem}: such an expression can take very long; write it with fewer '*' and '+'"
-        )
+        raise ConfigError(f"{shown!r} {problem}, which can take very long: write it with fewer '*' and '+'")
     return pattern
 
 

@@ -23,7 +23,7 @@ from onebase.methods.ia3 import IA3
 from onebase.methods.lora import LoRA
 from onebase.methods.method import Method
 from onebase.methods.prefix import Prefix
-from onebase.store.interop.foreign import CONFIG, Foreign, read_settings, read_tensors, refuse
+from onebase.store.interop.foreign import CONFIG, Foreign, most_bytes, read_settings, read_tensors, refuse
 from onebase.store.interop.modules import Modules, patterns
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_adapterhub(folder: Path, base: Base, labels: Sequence[str] = ()) -> For
         "prefix" if config.get("architecture") == "prefix_tuning" else str(config.get("architecture") or "bottleneck")
     )
     refuse(f"{folder} cannot be carried over", _settings(raw, config, kind, base), UnsupportedError)
-    file = HubFile(config, read_tensors(folder, TENSORS, PICKLE), Modules(base))
+    file = HubFile(config, read_tensors(folder, TENSORS, PICKLE, most_bytes(base)), Modules(base))
     method, tensors = READERS[kind](file)
     task, head = _head(folder, base, tuple(labels), file)
     refuse(f"{folder} does not fit this base ({base.id})", file.wrong)
@@ -270,7 +270,7 @@ def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> t
         file.wrong.append(f"a head with layers = {layers}, activation_function = {activation!r}, use_pooler = "
                           f"{config.get('use_pooler')!r}: onebase reads 1 or 2, tanh, relu, gelu")  # fmt: skip
         return {}, {}
-    given = read_tensors(folder, HEAD, HEAD_PICKLE)
+    given = read_tensors(folder, HEAD, HEAD_PICKLE, most_bytes(base))
     places = {"inner_": 1, "": 4} if layers == 2 else {"": 1}
     head: dict[str, Tensor] = {}
     for prefix, number in places.items():
@@ -282,12 +282,14 @@ def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> t
                 file.wrong.append(f"missing tensor {key} of the head")
     file.wrong += [f"unexpected tensor {key} of the head" for key in given]
     ids = config.get("label2id") or {}
-    names = labels or tuple(sorted(ids, key=lambda label: ids[label])) or tuple(
-        f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))
-    )  # fmt: skip
     if "head.weight" not in head:
         return {}, {}
-    if len(names) != len(head["head.weight"]):
+    rows = len(head["head.weight"])
+    if not labels and not ids and int(config.get("num_labels", 2)) != rows:  # before so many names are made
+        file.wrong.append(f"num_labels = {config.get('num_labels')!r}, the head has {rows}")
+        return {}, {}
+    names = labels or tuple(sorted(ids, key=lambda label: ids[label])) or tuple(f"LABEL_{i}" for i in range(rows))
+    if len(names) != rows:
         file.wrong.append(f"{len(names)} labels ({', '.join(names)}), the head has {len(head['head.weight'])}")
     width = head["head.weight"].shape[1]
     head |= {"head.center": torch.zeros(width), "head.scale": torch.ones(width)}

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from onebase.errors import CorruptError, MismatchError, OnebaseError, UnsupportedError
 from onebase.methods.method import Method
+from onebase.store.disk import read_regular
 from onebase.store.schema import read_json
 from onebase.store.tensors import decode
-from onebase.store.verify import PICKLES
+from onebase.store.verify import CONFIG_BYTES, PICKLES
+
+if TYPE_CHECKING:
+    from onebase.base import Base
 
 CONFIG = "adapter_config.json"
 CONVERT = "python -m onebase.store.interop.pickle"
@@ -49,7 +53,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         CorruptError: it is missing, no JSON, or no object.
     """
     try:
-        raw = read_json(path.read_bytes())
+        raw = read_json(read_regular(path, CONFIG_BYTES))
     except OSError as error:
         raise CorruptError(f"{path} cannot be read: {error.strerror}. Is this the folder of an adapter?") from error
     except ValueError as error:
@@ -59,13 +63,22 @@ def read_settings(path: Path) -> dict[str, Any]:
     return raw
 
 
-def read_tensors(folder: Path, name: str, pickled: str, *, numbers: bool = False) -> dict[str, Tensor]:
+def most_bytes(base: Base) -> int:
+    """Return what the tensors of an adapter may take at most, so that a longer file is not read into memory.
+
+    A change of every weight in float64, and a gibibyte for what small bases leave out of proportion.
+    """
+    return 8 * sum(p.numel() for p in base.model.parameters()) + 2**30
+
+
+def read_tensors(folder: Path, name: str, pickled: str, most: int, *, numbers: bool = False) -> dict[str, Tensor]:
     """Read a safetensors file; a pickle in its place is never opened.
 
     Args:
         folder: of the adapter.
         name: of the safetensors file.
         pickled: name that the same tensors have as a pickle.
+        most: bytes that the file may have, see `most_bytes`.
         numbers: tensors of whole numbers, such as places in a matrix, are fine too.
 
     Raises:
@@ -82,7 +95,9 @@ def read_tensors(folder: Path, name: str, pickled: str, *, numbers: bool = False
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLES))
         raise CorruptError(f"{folder} has no {name}" + (f"; it has {', '.join(others)}" if others else ""))
     try:
-        tensors = decode(path.read_bytes())
+        tensors = decode(read_regular(path, most))
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise CorruptError(f"{path} is {error}") from None
     refuse(f"{path} cannot be used", _unusable(tensors, numbers), CorruptError)

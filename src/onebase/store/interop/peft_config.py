@@ -30,6 +30,17 @@ READ: dict[str, set[str]] = {
     "P_TUNING": VIRTUAL,
     "PREFIX_TUNING": VIRTUAL,
 }  # fmt: skip
+# Kinds of values of the settings that are read; None stands for a setting that is left out.
+NUMBER, WHOLE, LISTED = (int, float), (int, type(None)), (str, list, type(None))
+KINDS: dict[str, Any] = {
+    "r": int, "lora_alpha": NUMBER, "projection_prng_key": int, "num_virtual_tokens": int, "token_dim": WHOLE,
+    "num_layers": WHOLE, "num_attention_heads": WHOLE, "num_transformer_submodules": WHOLE,
+    "rank_pattern": (dict, type(None)), "alpha_pattern": (dict, type(None)), "target_modules": LISTED,
+    "exclude_modules": LISTED, "feedforward_modules": LISTED, "layers_to_transform": (int, list, type(None)),
+    "use_dora": bool, "use_rslora": bool, "save_projection": bool, "task_type": (str, type(None)),
+    "peft_version": (str, type(None)),
+}  # fmt: skip
+SIZES = {"r", "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"}  # at least 1
 # Methods of PEFT that are neither a change of weights nor a form that onebase has, and what they are instead.
 NO_FORM = {
     "ADAPTION_PROMPT": "learned tokens that every layer attends to through a gate of their own",
@@ -53,6 +64,7 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
         why += "" if kind in NO_FORM else "not know it as a change of weights either"
         yield f"peft_type {kind!r}: {why}; onebase reads {', '.join(READ)}, and what peft can merge into weights"
         return
+    yield from kind_problems(config)
     for key, value in config.items():
         if key in READ[kind] or key in HISTORY:
             continue
@@ -66,6 +78,25 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
             f"init_lora_weights = {start!r}: this start changes the base's own weights, so the file fits a base that "
             "is not the checkpoint; convert it when saving (path_initial_model_for_weight_conversion)"
         )
+
+
+def kind_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every setting whose value is not of the kind that PEFT writes."""
+    for key, value in config.items():
+        expected = KINDS.get(key, object)
+        names = " or ".join(k.__name__ for k in (expected if isinstance(expected, tuple) else (expected,)))
+        fits = isinstance(value, expected) and not (isinstance(value, bool) and expected not in (bool, object))
+        if key in SIZES and fits and value is not None and value < 1:
+            fits, names = False, "at least 1"
+        if isinstance(value, list) and key in KINDS:
+            inner = int if key == "layers_to_transform" else str
+            fits, names = fits and all(type(each) is inner for each in value), f"a list of {inner.__name__}"
+        if key in ("rank_pattern", "alpha_pattern") and isinstance(value, dict):
+            inner = int if key == "rank_pattern" else NUMBER
+            numbers = all(isinstance(v, inner) and not isinstance(v, bool) and v > 0 for v in value.values())
+            fits, names = fits and numbers, "numbers above 0 by pattern"
+        if not fits:
+            yield f"{key} = {str(value)[:80]!r}: expected {names}"
 
 
 def pattern_value(values: Mapping[str, Any], path: str, default: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from onebase.errors import ConfigError, CorruptError, UnsupportedError
-from onebase.store.interop.foreign import CONFIG, Foreign, read_settings, read_tensors, refuse
+from onebase.store.interop.foreign import CONFIG, Foreign, most_bytes, read_settings, read_tensors, refuse
 from onebase.store.interop.modules import Modules
 from onebase.store.interop.peft_config import READ, config_problems, targeted
 from onebase.store.interop.peft_delta import known_to_peft
@@ -95,7 +95,7 @@ def read_peft(folder: Path, base: Base, labels: Iterable[str] = (), rank: int | 
         raise ConfigError(f"rank = {rank!r}: {config.get('peft_type')} is carried exactly as it is; leave rank out")
     refuse(f"{folder} cannot be carried over", config_problems(config), UnsupportedError)
     file = PeftFile(config, Modules(base))
-    for key, tensor in read_tensors(folder, TENSORS, PICKLE).items():
+    for key, tensor in read_tensors(folder, TENSORS, PICKLE, most_bytes(base)).items():
         _sort(file, key, tensor.float())
     _check_parts(file)
     _check_targets(file)
@@ -127,7 +127,7 @@ def _through_peft(
     file = PeftFile(config, Modules(base))
     tensors = {
         key: tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in read_tensors(folder, TENSORS, PICKLE, numbers=True).items()
+        for key, tensor in read_tensors(folder, TENSORS, PICKLE, most_bytes(base), numbers=True).items()
     }
     method, found = read_delta(folder, base, file, tensors, rank)
     task, head = peft_head.read_head(file, base, labels)
