@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onebase.core.plan import At
 
 # Rows per adapter, on average, up to which every row gets its own copy of the weights where the rows of an adapter are
-# not one run of equal length. Beyond it the copies cost more than the loop's calls (benchmarks/mixed.py --spread).
+# not one run of equal length. Beyond it the copies cost more than the loop's calls (benchmarks/forward.py --spread).
 COPIES = 4
 # Places per token, up to which groups of packed tokens are padded to the largest group: a bank's products cost a third
 # of the loop's calls, so that twice the places are still less.
