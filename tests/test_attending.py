@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from families import make
 from torch import Tensor
 
 from onebase import Base
+from onebase.anatomy import attention
 from onebase.anatomy.attention import is_plain
 from onebase.core import attending
 from onebase.core.attending import attend_packed
@@ -82,7 +85,13 @@ def test_what_is_not_finite_stays_in_its_row(value) -> None:
     assert out[0, others].isfinite().all() and all(grad[0, :, others].isfinite().all() for grad in grads)
 
 
-def test_functions_that_do_more_are_found_out(tokenizer) -> None:
+def capped(module, query, key, value, mask, scaling, **_):
+    """Eager attention with a soft cap on the scores, as Gemma 2 has it."""
+    scores = 30 * torch.tanh(scaling * query @ key.mT / 30) + mask
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+def test_functions_that_do_more_are_found_out(tokenizer, monkeypatch) -> None:
     """A BERT computes the formula; a soft cap, a bias, repeated heads and tensors beside it do not."""
     with Base(make("bert", "eager"), tokenizer) as base:
         module = base.model.get_submodule("encoder.layer.0.attention.self")
@@ -90,7 +99,13 @@ def test_functions_that_do_more_are_found_out(tokenizer) -> None:
         assert is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.0})
         assert not is_plain(module, q, q, {"scaling": 0.3, "position_bias": torch.zeros(1)})
         assert not is_plain(module, q, q[:, :1], {"scaling": 0.3})
-        assert not is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.5}) or not module.training
+        assert is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.5})  # off, as the base does not train
+        module.train()
+        assert not is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.5})
+        module.eval()
+        monkeypatch.setattr(attention, "own_function", lambda _: capped)
+        monkeypatch.setattr(attention, "_PLAIN", weakref.WeakKeyDictionary())
+        assert not is_plain(module, q, q, {"scaling": 0.3})
 
 
 def test_training_uses_it_and_equals_the_modelling_file(tokenizer, monkeypatch) -> None:

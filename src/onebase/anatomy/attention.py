@@ -185,6 +185,8 @@ def is_plain(module: nn.Module, query: Tensor, key: Tensor, kw: dict[str, Any]) 
     extra = {name: value for name, value in kw.items() if name != "position_ids" and value is not None}
     if query.shape[1] != key.shape[1] or any(isinstance(value, Tensor) for value in extra.values()):
         return False
+    if module.training and extra.get("dropout"):  # the base's own
+        return False
     known = _PLAIN.setdefault(module, {})
     ask = (query.shape[1], query.shape[3], *sorted((name, repr(value)) for name, value in extra.items()))
     if ask not in known:

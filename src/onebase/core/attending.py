@@ -41,15 +41,16 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         """Return the gradients of query, key and value."""
         grad = grads[0]
-        found = [grad.new_empty(grad.shape) for _ in range(3)]
+        found = [grad.new_empty(grad.shape) if needed else None for needed in ctx.needs_input_grad[:3]]
         for number, chunk in enumerate(ctx.packing.chunks):
             q, k, v, p = ctx.saved_tensors[4 * number : 4 * number + 4]
             g = _padded(grad, chunk, zeros=True)
             wide = _wide(p.dtype)
             given = torch.bmm(g, v.mT).to(wide)
             scores = torch._softmax_backward_data(given, p.to(wide), -1, wide).mul_(ctx.scale).to(p.dtype)
-            for place, own in zip(found, (torch.bmm(scores, k), torch.bmm(scores.mT, q), torch.bmm(p.mT, g))):
-                _put(place, own, chunk)
+            for place, one, other in zip(found, (scores, scores.mT, p.mT), (k, q, g)):
+                if place is not None:
+                    _put(place, torch.bmm(one, other), chunk)
         return *found, None, None, None
 
 

@@ -1,7 +1,7 @@
 """Experiment trackers: what a run reports also goes to TensorBoard, Weights & Biases or MLflow.
 
 The trackers are accelerate's. Each keeps to its own configuration: where MLflow's server is, whether wandb is offline.
-TensorBoard's files go to the folder `tracking` of the store. Off by default; only the first of several processes writes.
+TensorBoard's files go to the folder `tracking` of the store. Off by default; of several processes the first one writes.
 """
 
 from __future__ import annotations
