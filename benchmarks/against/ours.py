@@ -6,11 +6,10 @@ from typing import Any
 
 import common
 import pandas  # noqa: F401  what onebase imports when it is needed: memory is read after the imports of all workers
-import scipy.optimize
-import scipy.stats
 import sklearn.linear_model  # noqa: F401
 import torch
 import transformers  # noqa: F401
+from scipy import optimize, stats  # noqa: F401
 
 import onebase as ob
 from onebase.training.loop import Reporter
