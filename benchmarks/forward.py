@@ -133,13 +133,13 @@ def mixed(base: Base, method: str, rounds: int, rows_each: int = 1) -> dict[str,
     return found
 
 
-def many_loaded(base: Base, method: str, rounds: int) -> dict[str, Any]:
+def many_loaded(base: Base, method: str, rounds: int, count: int) -> dict[str, Any]:
     """Measure what adapters cost that are only loaded: adding, removing, switching, the plain base, and one of them."""
     batch = inputs(TOKENS)
     add_seconds: list[float] = []
     with Base(load().model) as plain, Base(load().model) as few:
         few.add("a0", method)
-        for number in range(LOADED):
+        for number in range(count):
             start = time.thread_time()
             base.add(f"a{number}", method)
             add_seconds.append(time.thread_time() - start)
@@ -149,10 +149,10 @@ def many_loaded(base: Base, method: str, rounds: int) -> dict[str, Any]:
     switch: list[float] = []
     for i in range(2000):
         start = time.thread_time()
-        with base.use(f"a{(i * 7) % LOADED}"):
+        with base.use(f"a{(i * 7) % count}"):
             switch.append(time.thread_time() - start)
     remove: list[float] = []
-    for number in range(LOADED):
+    for number in range(count):
         start = time.thread_time()
         base.remove(f"a{number}")
         remove.append(time.thread_time() - start)
@@ -173,22 +173,19 @@ def one(base: Base, batch: dict[str, torch.Tensor]) -> Any:
         return base.model(**batch)
 
 
-def memory(base: Base, method: str) -> dict[str, Any]:
-    """Measure what 1,000 adapters take in the process beyond the bytes of their tensors."""
+def memory(base: Base, method: str, count: int) -> dict[str, Any]:
+    """Measure what many adapters take in the process beyond the bytes of their tensors."""
     base.add("first", method)  # taps and whatever else comes with the first one
     gc.collect()
     before, size = resident(), 0
-    for number in range(LOADED):
+    for number in range(count):
         size += sum(t.numel() * t.element_size() for t in base.add(f"a{number}", method).tensors().values())
     gc.collect()
     taken = resident() - before
-    for name in ["first", *(f"a{number}" for number in range(LOADED))]:
-        base.remove(name)
     return {
-        "mib": round(taken / 2**20, 1),
-        "tensors_mib": round(size / 2**20, 1),
-        "over_tensors": round(taken / size, 4),
-    }
+        "adapters": count, "mib": round(taken / 2**20, 1), "tensors_mib": round(size / 2**20, 1),
+        "over_tensors": round(taken / size, 4), "kib_beside_tensors": round((taken - size) / count / 2**10, 1),
+    }  # fmt: skip
 
 
 def resident() -> int:
@@ -279,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--loop", action="store_true", help="without banks")
     parser.add_argument("--spread", action="store_true")
+    parser.add_argument("--loaded", type=int, default=LOADED, help="adapters of the cases loaded and memory")
     parser.add_argument("--dry", action="store_true", help="write no result")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -290,9 +288,9 @@ def main() -> None:
             wanted = []
         for case in wanted:
             if case == "loaded":
-                found[case] = many_loaded(base, CASES["lora"], args.rounds)
+                found[case] = many_loaded(base, CASES["lora"], args.rounds, args.loaded)
             elif case == "memory":
-                found[case] = {name: memory(load(), CASES[name]) for name in ("lora", "bottleneck")}
+                found[case] = {name: memory(load(), CASES[name], args.loaded) for name in ("lora", "bottleneck")}
             elif case == "peft":
                 found[case] = in_peft(base, args.rounds)
             elif args.loop:
