@@ -47,7 +47,7 @@ class PackedAttention(torch.autograd.Function):
             g = _padded(grad, chunk, zeros=True)
             wide = _wide(p.dtype)
             given = torch.bmm(g, v.mT).to(wide)
-            scores = torch._softmax_backward_data(given, p.to(wide), -1, wide).mul_(ctx.scale).to(p.dtype)
+            scores = torch.ops.aten._softmax_backward_data(given, p.to(wide), -1, wide).mul_(ctx.scale).to(p.dtype)
             for place, one, other in zip(found, (scores, scores.mT, p.mT), (k, q, g)):
                 if place is not None:
                     _put(place, torch.bmm(one, other), chunk)
