@@ -298,11 +298,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA and bottleneck; the base has none")
     parser.add_argument("--clock", choices=list(figures.CLOCKS), default="wall", help="cpu where a machine is busy")
-    parser.add_argument("--quick", action="store_true", help="12 steps, 2 rounds: below 10 minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="9 steps, one round: below 10 minutes on two cores")
     parser.add_argument("--out", default=str(HERE / "results"), help="folder of the results")
     given = parser.parse_args()
     if given.quick:
-        given.steps, given.rounds = 12, 2
+        given.steps, given.rounds = 9, 1
     given.steps = given.steps if given.rows is None else -(-given.rows // ROWS)
     if unknown := set(given.cases.split(",")) - set(CASES):
         raise SystemExit(f"--cases: no {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")

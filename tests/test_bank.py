@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onebase.core.bank import Bank, key_of, partition
 from onebase.core.contracts import AdapterModule, Delta
+from onebase.core.draw import Draw
 from onebase.core.packing import make_packing
 from onebase.core.plan import At, Routed, lower
 from onebase.core.site import NormInfo
@@ -196,11 +197,63 @@ def test_hooks_on_a_delta_run():
     assert seen == ["a"]
 
 
-def test_deltas_that_drop_are_computed_by_themselves():
-    """Only while training: then no bank is used."""
-    deltas = make(LoRADelta, dropout=0.5)
-    assert key_of(deltas["a"].train()) is None
-    assert key_of(deltas["a"].eval()) is not None
+def test_what_torch_draws_is_computed_by_itself():
+    """Without a job's draw the order of computing would decide what is dropped."""
+    Counting.calls.clear()
+    deltas = make(Counting, dropout=0.5)
+    x = h = torch.randn(4, TOKENS, D)
+    plan_for("abab", deltas).apply(x, h, SITE)
+    assert Counting.calls == ["alone", "alone"]
+    for delta in deltas.values():
+        delta.eval()
+    plan_for("abab", deltas).apply(x, h, SITE)
+    assert Counting.calls == ["alone", "alone", "together"]
+
+
+DROPPING = {
+    "lora": lambda: LoRADelta(torch.randn(2, D), D, 0.7, 0.3),
+    "adalora": lambda: TripletDelta(torch.randn(D, 2), torch.randn(2), torch.randn(2, D), 0.7, 0.3),
+    "bottleneck": lambda: BottleneckDelta(torch.randn(3, D), D, "gelu", 1.0, "branch", 0.3),
+    "chain": lambda: ChainedDelta([DROPPING["lora"](), MAKERS["bitfit"](), DROPPING["bottleneck"]()]),
+}
+
+
+@pytest.mark.parametrize("lengths", [(5,) * 8, (5, 3, 4, 5, 2, 1, 5, 3)])
+@pytest.mark.parametrize("route", ["one row each", "runs", "shuffled", "plain rows", "equal, plain rows"])
+@pytest.mark.parametrize("kind", DROPPING)
+def test_a_bank_drops_what_each_row_drops_alone(kind, route, lengths):
+    """By job, row and token: padded and packed; jobs that are loose at other rates keep their own."""
+    names = ROUTES[route]
+    mask = torch.arange(TOKENS) < torch.tensor(lengths[: len(names)])[:, None]
+    deltas = {name: build(DROPPING[kind], seed) for seed, name in enumerate("abcd")}
+    own = {n: [i for i, name in enumerate(names) if name == n] for n in deltas}
+    adapters = {
+        n: Routed(n, i, AdapterModule({}), {SITE: d}, draw=Draw(i, 7, own[n]))
+        for i, (n, d) in enumerate(deltas.items())
+    }
+    x, h = torch.randn(len(names), TOKENS, D), torch.randn(len(names), TOKENS, D)
+
+    def alone(name: str | None, i: int) -> Tensor:
+        if name is None:
+            return h[i : i + 1]
+        adapters[name].draw = Draw(adapters[name].number, 7, [i])
+        return lower([name], adapters.__getitem__, torch.device("cpu")).apply(x[i : i + 1], h[i : i + 1], SITE)
+
+    plan = lower(list(names), adapters.__getitem__, torch.device("cpu"))
+    packing = make_packing(mask)
+    if packing is None:
+        found = plan.apply(x, h, SITE)
+    else:
+        plan.pack(packing)
+        found = packing.unpack(plan.apply(packing.pack(x), packing.pack(h), SITE))
+    banked = [number for numbers in plan.picked for number in numbers]
+    assert banked, "no bank was used"
+    expected = torch.cat([alone(name, i) for i, name in enumerate(names)])
+    assert torch.allclose(found[mask], expected[mask], atol=1e-5)
+    wanted = parameters(deltas)
+    one = torch.autograd.grad(found[mask].square().sum(), wanted, allow_unused=True)
+    other = torch.autograd.grad(expected[mask].square().sum(), wanted, allow_unused=True)
+    assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-4) for a, b in zip(one, other) if a is not None)
 
 
 def test_scale_is_part_of_the_signature():

@@ -21,8 +21,9 @@ NAMED = [{"text": text, "label": "xy"[i % 2]} for i, text in enumerate(TEXTS)]
 SCORED = [{"text": text, "score": float((i * 7) % 60) + 0.5} for i, text in enumerate(TEXTS)]
 WRITTEN = [{"prompt": WORDS[i % 10], "completion": " ".join(WORDS[i % 7 : i % 7 + 1 + i % 3])} for i in range(60)]
 JOBS = [
-    (NAMED, "lora(rank=2, dropout=0.2)"), (SCORED, "bottleneck(size=3, dropout=0.1)"), (NAMED, "prompt(length=2)"),
-    (SCORED, "prefix(length=2)"), (NAMED, "ia3"), (WRITTEN, "lora(rank=3, dropout=0.1)"),
+    (NAMED, "lora(rank=2, dropout=0.2)"), (NAMED, "lora(rank=2, dropout=0.2)"), (NAMED, "prompt(length=2)"),
+    (SCORED, "bottleneck(size=3, dropout=0.1)"), (SCORED, "prefix(length=2)"), (NAMED, "ia3"),
+    (WRITTEN, "lora(rank=3, dropout=0.1)"),
 ]  # fmt: skip
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import common
+import pandas  # noqa: F401  what onebase imports when it is needed: memory is read after the imports of all workers
+import sklearn.linear_model  # noqa: F401
 import torch
-import transformers  # noqa: F401  imported before memory is read, as in the other workers
+import transformers  # noqa: F401
+from scipy import optimize, stats  # noqa: F401
 
 import onebase as ob
 from onebase.training.loop import Reporter

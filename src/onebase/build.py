@@ -23,6 +23,7 @@ from onebase.words import view, word_ids
 if TYPE_CHECKING:
     from onebase.base import Base
 
+ALIGNED = 16  # float32 values between places where a parameter may begin: 64 bytes, as torch aligns its own blocks
 LONGEST = 512  # default maximum length where the base would take more: attention cost grows with its square
 
 
@@ -101,6 +102,7 @@ def build_adapter(
             f"{method.name} took a tensor of the base as a parameter: clone what site.weight() gives"
         )
     module.to(base.device, torch.float32)
+    move_together(module)
     head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
     adapter = Adapter(
         name, method, module, task, head if head is None else head.to(base.device),
@@ -120,6 +122,25 @@ def _unfit(base: Base) -> str:
         )
     problem = problem_of(base.model) if base.quantization else ""
     return f"{problem}. docs/quantized.md lists what works" if problem else ""
+
+
+def move_together(module: AdapterModule) -> None:
+    """Move the parameters of an adapter into one block of memory; values and identities stay.
+
+    Allocated one by one, among what an initialisation needs for a while, they leave holes that nothing fits into: 1,000
+    bottlenecks of 64 units took 1.43 times their bytes on a CPU (benchmarks/forward.py, case memory).
+    """
+    parameters = list(module.parameters())
+    starts, size = [], 0
+    for parameter in parameters:
+        starts.append(size)
+        size += -(-parameter.numel() // ALIGNED) * ALIGNED
+    if not parameters or len({(p.device, p.dtype) for p in parameters}) > 1:
+        return
+    block = parameters[0].new_empty(size, requires_grad=False)
+    for start, parameter in zip(starts, parameters):
+        own = block[start : start + parameter.numel()].view(parameter.shape)
+        parameter.data = own.copy_(parameter.data)
 
 
 def _check_conventions(base: Base, adapter: Adapter) -> None:

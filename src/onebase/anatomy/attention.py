@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebase.core.attending import attend_packed
 from onebase.core.packing import Packing, gather, spread
 from onebase.core.plan import Plan
 from onebase.core.route import Runtime
@@ -25,6 +26,8 @@ SUPPORTED = ("eager", "sdpa")
 # attention module -> (runtime of its base, name of its kv site); weak, so that a dropped base is forgotten
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[Runtime], str]] = weakref.WeakKeyDictionary()
 _RUNTIMES: weakref.WeakSet[Runtime] = weakref.WeakSet()
+# attention module -> whether its eager attention is softmax(scale Q K^T) V and nothing else, by scale and keywords
+_PLAIN: weakref.WeakKeyDictionary[nn.Module, dict[tuple, bool]] = weakref.WeakKeyDictionary()
 
 
 def attach(module: nn.Module, runtime: Runtime, site: str) -> None:
@@ -141,6 +144,11 @@ def _packed(
 ) -> Tensor:
     """Return the attention of packed tokens (1, heads, n, head dim), a few rows at a time: (1, n, heads, head dim)."""
     original, causal = _original(name, module), _causal(module, kw)
+    if prefix is None and name == "eager" and _learns(query, key, value) and is_plain(module, query, key, kw):
+        if torch.is_autocast_enabled(query.device.type):  # as it would cast the products
+            narrow = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (part.to(narrow) for part in (query, key, value))
+        return attend_packed(query, key, value, packing, causal, _scale(query, kw))
     memo = name, causal, query.dtype
     if memo not in packing.masks:
         packing.masks[memo] = [_chunk_mask(chunk.mask, causal, name, query.dtype) for chunk in packing.chunks]
@@ -153,6 +161,50 @@ def _packed(
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
         found.append(gather(original(module, q, k, v, mask, is_causal=False, **kw)[0], chunk))
     return torch.cat(found)[None]
+
+
+def _learns(*parts: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+
+def _scale(query: Tensor, kw: dict[str, Any]) -> float:
+    given = kw.get("scaling")
+    return query.shape[-1] ** -0.5 if given is None else float(given)
+
+
+def is_plain(module: nn.Module, query: Tensor, key: Tensor, kw: dict[str, Any]) -> bool:
+    """Whether a module's eager attention is softmax(scale Q K^T) V: asked of the function once, not of its name.
+
+    Soft caps, sinks, biases and repeated heads are computed by the modelling file's own function.
+
+    Args:
+        module: the attention module.
+        query, key: of a call, (b, heads, t, head dim).
+        kw: of the call.
+    """
+    extra = {name: value for name, value in kw.items() if name != "position_ids" and value is not None}
+    if query.shape[1] != key.shape[1] or any(isinstance(value, Tensor) for value in extra.values()):
+        return False
+    if module.training and extra.get("dropout"):  # the base's own
+        return False
+    known = _PLAIN.setdefault(module, {})
+    ask = (query.shape[1], query.shape[3], *sorted((name, repr(value)) for name, value in extra.items()))
+    if ask not in known:
+        known[ask] = _computes_plainly(module, query, extra)
+    return known[ask]
+
+
+def _computes_plainly(module: nn.Module, query: Tensor, kw: dict[str, Any]) -> bool:
+    """Compare a module's eager attention with the formula, on values that a soft cap would change."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, query.shape[1], 5, query.shape[3])
+    q, k, v = (4 * torch.randn(shape, generator=generator, dtype=torch.float64).to(query.device) for _ in range(3))
+    mask = torch.zeros(2, 1, 5, 5, dtype=torch.float64, device=query.device)
+    mask[1, ..., 3:] = torch.finfo(torch.float32).min
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        found = own_function(module)(module, q, k, v, mask, is_causal=False, **kw)[0]  # (2, 5, heads, head dim)
+        expected = ((_scale(q, kw) * q @ k.mT + mask).softmax(-1) @ v).transpose(1, 2)
+    return found.shape == expected.shape and torch.allclose(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def _chunk_mask(real: Tensor, causal: bool, name: str, dtype: torch.dtype) -> Tensor | None:

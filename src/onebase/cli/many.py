@@ -39,7 +39,7 @@ class Asked:
         return holds_data_sets(data)
 
 
-def train_jobs(asked: Asked, chosen: Chosen, method_given: bool, out: Output) -> None:
+def train_jobs(asked: Asked, chosen: Chosen, method_given: bool, out: Output, track: list[str] | None = None) -> None:
     """Train several jobs and show them in one table; exits with 1 where one of them was stopped."""
     from onebase.store import Store
     from onebase.training.jobs import data_of, left_out
@@ -65,7 +65,7 @@ def train_jobs(asked: Asked, chosen: Chosen, method_given: bool, out: Output) ->
     if chosen.get("dry_run"):
         _show_plan(jobs, chosen, out)
         return
-    _train(jobs, chosen, out)
+    _train(jobs, chosen, out, track)
 
 
 def _jobs(asked: Asked, chosen: Chosen, method_given: bool) -> list[Job]:
@@ -96,7 +96,7 @@ def _jobs(asked: Asked, chosen: Chosen, method_given: bool) -> list[Job]:
     return grid_jobs(data, chosen.method, name, read_grid(asked.grid), asked.seeds, **more)
 
 
-def _train(jobs: list[Job], chosen: Chosen, out: Output) -> None:
+def _train(jobs: list[Job], chosen: Chosen, out: Output, track: list[str] | None) -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
     from onebase.cli.result import as_document, draw_curves
@@ -106,7 +106,7 @@ def _train(jobs: list[Job], chosen: Chosen, out: Output) -> None:
     out.note(f"training {len(jobs)} jobs on {base.id} in one pass: {', '.join(str(job.name) for job in jobs)}")
     report, save = reporter(), not chosen.get("no_save", False)
     try:
-        runs = train_many(base, jobs, report=report, resume=bool(chosen.get("resume")), save=save)
+        runs = train_many(base, jobs, report=report, resume=bool(chosen.get("resume")), save=save, track=track)
     except KeyboardInterrupt:
         if save:
             out.note("interrupted; to go on from the last checkpoint: the same command with --resume")

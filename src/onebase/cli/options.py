@@ -66,6 +66,16 @@ Adapters = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Rows per forward.")]
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Also report to tensorboard, wandb or mlflow. Repeatable.",
+        rich_help_panel="Training",
+    ),
+]
+
 DATA, TRAINING, RESULT = "Data", "Training", "Result"
 TextColumn = Annotated[
     str | None, typer.Option("--text", metavar="COLUMN", rich_help_panel=DATA, help="Column of the text.")

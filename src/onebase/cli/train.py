@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onebase.cli.merge import Chosen
     from onebase.data import Data
 
-NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "jobs", "grid", "seeds", "processes", "shard")
+NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "jobs", "grid", "seeds", "processes", "shard", "track")
 MANY = "Many jobs in one pass"
 
 
@@ -82,6 +82,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(metavar="N", rich_help_panel=o.TRAINING, help="Of splits, start, order and dropout.")
     ] = None,
+    track: o.Track = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     quantize: Annotated[
@@ -152,7 +153,7 @@ def train(
         if processes or shard:
             raise UsageError("many jobs train in one process: leave --processes and --shard out")
         chosen = choose(given, sets or [], config, "lora", _inherited(init_from))
-        train_jobs(asked, chosen, method is not None, out)
+        train_jobs(asked, chosen, method is not None, out, track)
         return
     below = _interrupted(name, out) if resume else _inherited(init_from)
     chosen = choose(given, sets or [], config, METHOD, below)
@@ -176,10 +177,12 @@ def train(
         show_plan(chosen, found, stored_as, out)
         return
     with workers.first_speaks():
-        _train(chosen, found, stored_as, out, shard, why)
+        _train(chosen, found, stored_as, out, shard, why, track)
 
 
-def _train(chosen: Chosen, data: Data, name: str, out: Output, shard: bool, why: str = "") -> None:
+def _train(
+    chosen: Chosen, data: Data, name: str, out: Output, shard: bool, why: str = "", track: list[str] | None = None
+) -> None:
     from onebase.cli.bases import open_base
     from onebase.cli.progress import reporter
     from onebase.cli.result import draw_curves, show_run
@@ -209,6 +212,7 @@ def _train(chosen: Chosen, data: Data, name: str, out: Output, shard: bool, why:
             resume=bool(chosen.get("resume")),
             init_from=chosen.get("init_from"),
             remember={"command": chosen.command()},
+            track=track,
             **chosen.settings,
         )
     except KeyboardInterrupt:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from onebase.core.contracts import Delta
+    from onebase.core.plan import At
 
 # Rows per adapter, on average, up to which every row gets its own copy of the weights where the rows of an adapter are
-# not one run of equal length. Beyond it the copies cost more than the loop's calls (benchmarks/mixed.py --spread).
+# not one run of equal length. Beyond it the copies cost more than the loop's calls (benchmarks/forward.py --spread).
 COPIES = 4
 # Places per token, up to which groups of packed tokens are padded to the largest group: a bank's products cost a third
 # of the loop's calls, so that twice the places are still less.
@@ -30,10 +31,11 @@ class Bank:
     Args:
         deltas: G deltas whose signatures are equal.
         index: (b,) number of the delta of each batch element; None: element i belongs to delta i.
+        at: draws for all of them, each element what it draws alone; None where nothing is dropped.
     """
 
-    def __init__(self, deltas: Sequence[Delta], index: Tensor | None = None):
-        self.deltas, self.index = deltas, index
+    def __init__(self, deltas: Sequence[Delta], index: Tensor | None = None, at: At | None = None):
+        self.deltas, self.index, self.at = deltas, index, at
 
     def stacked(self, name: str, like: Tensor) -> Tensor:
         """Return a parameter of each batch element's delta, (b, *shape), in the dtype of `like`.
@@ -51,7 +53,15 @@ class Bank:
 
     def link(self, number: int) -> Bank:
         """Return the bank of the deltas at place `number` of chains."""
-        return Bank([delta.chain[number] for delta in self.deltas], self.index)  # type: ignore[union-attr,index]
+        return Bank([delta.chain[number] for delta in self.deltas], self.index, self.at)  # type: ignore[union-attr,index]
+
+    def dropout(self, x: Tensor) -> Tensor:
+        """Drop values of x (b, t, d) at the deltas' rate, which is part of their signature."""
+        rate = self.deltas[0].dropping()
+        if not rate:
+            return x
+        assert self.at is not None
+        return self.at.dropout(x, rate, True)
 
     def compute(self, x: Tensor, h: Tensor) -> Tensor:
         """Return the new values, (b, t, d_out).

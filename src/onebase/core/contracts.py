@@ -27,9 +27,13 @@ class Delta(nn.Module):
     Class attributes:
         positional: reads `at.positions` or `at.lengths`; the leading dimensions are then (b, T), and packed rows,
             which hold several texts, are refused.
+
+    Attributes:
+        dropout: rate at which it drops values with `at.dropout` while training.
     """
 
     positional: ClassVar[bool] = False
+    dropout: float = 0.0
 
     def forward(self, x: Tensor, h: Tensor, at: At) -> Tensor:
         """Return the new value at the site.
@@ -48,9 +52,13 @@ class Delta(nn.Module):
         """Return all that `forward` uses beside its arguments and the values of parameters: shapes, scales, kinds.
 
         Deltas of one class with equal signatures are computed together by `bank`. None, the default: by `forward` only.
-        A delta that draws random numbers now (dropout in training) has none.
+        `dropping()` is part of it, where `bank` drops values with `Bank.dropout`.
         """
         return None
+
+    def dropping(self) -> float:
+        """Return the rate at which values are dropped now: 0 outside of training."""
+        return self.dropout if self.training else 0.0
 
     def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
         """Return for several deltas of this signature what `forward` returns for each; an optimisation of `forward`.

@@ -75,13 +75,37 @@ class Draws:
         return self.made[count]
 
 
-def drop(x: Tensor, rate: float, draws: Draws, site: str, number: int) -> Tensor:
+class Joined:
+    """Hashes of the tokens of several groups in one call, in the order in which a bank computes them.
+
+    Args:
+        draws: of the groups.
+        order: numbers of their rows, or of their packed tokens, counted group after group; None: in this order.
+    """
+
+    def __init__(self, draws: Sequence[Draws], order: Tensor | None):
+        self.draws, self.order = draws, order
+        self.made: dict[int, Tensor] = {}
+
+    def tokens(self, count: int) -> Tensor:
+        """Return the hash of each token, (count,) int32."""
+        if count not in self.made:
+            if self.draws[0].packed is not None:
+                every = torch.cat([one.packed for one in self.draws if one.packed is not None])
+            else:
+                columns = count // sum(len(one.rows) for one in self.draws)
+                every = torch.cat([one.tokens(len(one.rows) * columns).view(-1, columns) for one in self.draws])
+            self.made[count] = (every if self.order is None else every.index_select(0, self.order)).flatten()
+        return self.made[count]
+
+
+def drop(x: Tensor, rate: float, draws: Draws | Joined, site: str, number: int) -> Tensor:
     """Zero each element with probability `rate` and rescale.
 
     Args:
         x: (..., d) of all tokens of the group.
         rate: 0 to below 1.
-        draws: hashes of the group's tokens.
+        draws: hashes of the tokens.
         site, number: where, and which of the draws there.
     """
     cut = min(round(rate * BITS), BITS - 1)

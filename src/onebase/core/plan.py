@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from onebase.core.bank import COPIES, PADDED, Bank, partition
 from onebase.core.contracts import AdapterModule, SiteDelta
-from onebase.core.draw import Draw, Draws, drop
+from onebase.core.draw import Draw, Draws, Joined, drop
 from onebase.core.layout import Layout
 from onebase.core.packing import Packing
 from onebase.core.places import Places
@@ -47,7 +47,7 @@ class At:
         rows: (b,) the rows of this group; None: all.
     """
 
-    draws: Draws | None = None
+    draws: Draws | Joined | None = None
     prompt_length: int = 0
     places: Places | None = None
     rows: Tensor | None = None
@@ -162,7 +162,7 @@ class Plan:
             self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
         for group in self.groups:
             group.at.places = None
-            if group.at.draws is not None:
+            if isinstance(group.at.draws, Draws):
                 lengths = torch.tensor(packing.lengths, device=packing.real.device)
                 group.at.draws.pack(lengths if group.rows is None else lengths[group.rows])
             if group.rows is not None:
@@ -208,6 +208,10 @@ class Plan:
 
     def _banks(self, live: list[int], site: str) -> tuple[list[list[int]], list[int]]:
         """Return numbers of groups that are computed together at a site, and of those that are computed alone."""
+        # what torch's generator draws depends on the order of computing
+        drawn = [n for n in live if self.groups[n].at.draws or not self.groups[n].adapter.deltas[site].dropping()]  # type: ignore[union-attr]
+        others = [number for number in live if number not in drawn]
+        live = drawn
         banks, rest = partition([self.groups[number].adapter.deltas[site] for number in live])  # type: ignore[misc]
         chosen = []
         for bank in banks:
@@ -216,7 +220,7 @@ class Plan:
                 rest += bank
             else:
                 chosen.append(numbers)
-        return chosen, sorted(live[i] for i in rest)
+        return chosen, sorted([*others, *(live[i] for i in rest)])
 
     def _banked(self, x: Tensor, h: Tensor, site: str, banks: list[list[int]], rest: list[int]) -> Tensor:
         """Return the new value, (B, t, d_out), with some groups computed together."""
@@ -226,11 +230,12 @@ class Plan:
             deltas = [self.groups[number].adapter.deltas[site] for number in numbers]
             taken = picked.rows if picked.fill is None else picked.fill
             own = (x, h) if taken is None else (x.index_select(0, taken), h.index_select(0, taken))
+            at = None if picked.draws is None else At(picked.draws).enter(site)
             if picked.per_delta is not None:  # the rows of each delta lie side by side: no copies of its weights
                 x_own, h_own = (v.reshape(len(numbers), picked.per_delta * v.shape[1], v.shape[2]) for v in own)
-                new = Bank(deltas).compute(x_own, h_own).reshape(own[1].shape)  # type: ignore[arg-type]
+                new = Bank(deltas, None, at).compute(x_own, h_own).reshape(own[1].shape)  # type: ignore[arg-type]
             else:
-                new = Bank(deltas, picked.index).compute(*own)  # type: ignore[arg-type]
+                new = Bank(deltas, picked.index, at).compute(*own)  # type: ignore[arg-type]
             if picked.rows is None:
                 return new  # every row of the call
             new = new if picked.real is None else new.index_select(0, picked.real)
@@ -250,13 +255,22 @@ class Plan:
         return found
 
     def _pick(self, numbers: tuple[int, ...]) -> Picked:
+        found = self._place(numbers)
+        draws = [self.groups[number].at.draws for number in numbers]
+        if None not in draws:  # those that drop are among those that draw, see `_banks`
+            found = replace(found, draws=Joined(draws, found.order))  # type: ignore[arg-type]
+        return found
+
+    def _place(self, numbers: tuple[int, ...]) -> Picked:
         counts = [len(self.groups[number].rows) for number in numbers]  # type: ignore[arg-type]
         equal = counts[0] if len(set(counts)) == 1 else None
+        rows = torch.cat([self.groups[number].rows for number in numbers])  # type: ignore[misc]
         if sum(counts) == self.batch:  # all groups, hence in the order of `groups`, and no plain row
             sorted_rows = self.pieces is not None or self.batch == len(numbers)
             if self.packing is None or (sorted_rows and equal):
-                return Picked(None, self.row_group, equal if sorted_rows else None, self.batch / len(numbers))
-        rows = torch.cat([self.groups[number].rows for number in numbers])  # type: ignore[misc]
+                order = None if sorted_rows else rows.argsort()
+                each = equal if sorted_rows else None
+                return Picked(None, self.row_group, each, self.batch / len(numbers), order=order)
         if self.packing is not None and equal is None:
             return _pad(rows, counts)
         index = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=rows.device)
@@ -279,6 +293,8 @@ class Picked:
         copies: rows per group, on average.
         fill: (G * per_delta,) rows of each group, padded with its own last row, where groups are of unequal size.
         real: (b,) places of `rows` among `fill`.
+        order: what the bank is given, as numbers of the groups' rows one after the other; None: in this order.
+        draws: of dropout, in the bank's order; None where a group draws from torch's generator.
     """
 
     rows: Tensor | None
@@ -287,6 +303,8 @@ class Picked:
     copies: float
     fill: Tensor | None = None
     real: Tensor | None = None
+    order: Tensor | None = None
+    draws: Joined | None = None
 
 
 def _pad(rows: Tensor, counts: list[int]) -> Picked:
@@ -297,9 +315,9 @@ def _pad(rows: Tensor, counts: list[int]) -> Picked:
     count = torch.tensor(counts, device=rows.device)[:, None]
     column = torch.arange(width, device=rows.device)
     first = count.cumsum(0) - count
-    fill = rows[(first + torch.minimum(column, count - 1)).flatten()]
+    order = (first + torch.minimum(column, count - 1)).flatten()
     real = (column < count).flatten().nonzero()[:, 0]
-    return Picked(rows, None, width, total / len(counts), fill, real)
+    return Picked(rows, None, width, total / len(counts), rows[order], real, order)
 
 
 def lower(

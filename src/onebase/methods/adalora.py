@@ -53,13 +53,12 @@ class TripletDelta(Delta):
         return h + self.scale * F.linear(inner, self.P.to(h.dtype))
 
     def signature(self) -> Hashable | None:
-        """Return shapes and scale."""
-        drops = self.training and self.dropout > 0
-        return None if drops else (self.P.shape, self.Q.shape, self.scale)
+        """Return shapes, scale and rate of dropout."""
+        return (self.P.shape, self.Q.shape, self.scale, self.dropping())
 
     def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
         """Add each one's low-rank map of x."""
-        inner = torch.bmm(x, bank.stacked("Q", h).mT) * bank.vector("lam", h)
+        inner = torch.bmm(bank.dropout(x), bank.stacked("Q", h).mT) * bank.vector("lam", h)
         return add_product(h, inner, bank.stacked("P", h), self.scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

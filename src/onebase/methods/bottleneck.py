@@ -65,14 +65,13 @@ class BottleneckDelta(Delta):
 
     def signature(self) -> Hashable | None:
         """Return shapes and settings."""
-        drops = self.training and self.dropout > 0
-        if drops or self.reads in ("sum", "normed"):
+        if self.reads in ("sum", "normed"):
             return None
-        return (self.down.shape, self.up.shape, self.activation, self.scale, self.reads)
+        return (self.down.shape, self.up.shape, self.activation, self.scale, self.reads, self.dropping())
 
     def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
         """Add each one's output."""
-        inner = add_product(bank.vector("down_bias", h), self._input(x, h), bank.stacked("down", h))
+        inner = add_product(bank.vector("down_bias", h), bank.dropout(self._input(x, h)), bank.stacked("down", h))
         inner = ACTIVATIONS[self.activation](inner)
         shifted = torch.add(h, bank.vector("up_bias", h), alpha=self.scale)
         return add_product(shifted, inner, bank.stacked("up", h), self.scale)

@@ -47,13 +47,12 @@ class LoRADelta(Delta):
         return flat.view(h.shape)  # one pass over h for product, scale and sum
 
     def signature(self) -> Hashable | None:
-        """Return shapes and scale."""
-        drops = self.training and self.dropout > 0
-        return None if drops else (self.A.shape, self.B.shape, self.scale)
+        """Return shapes, scale and rate of dropout."""
+        return (self.A.shape, self.B.shape, self.scale, self.dropping())
 
     def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
         """Add each one's low-rank map of x."""
-        inner = torch.bmm(x, bank.stacked("A", h).mT)
+        inner = torch.bmm(bank.dropout(x), bank.stacked("A", h).mT)
         return add_product(h, inner, bank.stacked("B", h), self.scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -49,6 +49,10 @@ class ChainedDelta(Delta):
         keys = tuple(key_of(delta) for delta in self.chain)
         return None if None in keys else keys
 
+    def dropping(self) -> float:
+        """Return the largest rate among the parts; each has its own in its signature."""
+        return max(delta.dropping() for delta in self.chain)
+
     def bank(self, bank: Bank, x: Tensor, h: Tensor) -> Tensor:
         """Apply the banks of the parts in order."""
         for number in range(len(self.chain)):

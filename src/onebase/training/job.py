@@ -274,7 +274,10 @@ def make_optimizer(adapter: Adapter, settings: Settings, steps: int, width: int)
         rate = settings.head_lr if id(parameter) in head else settings.lr * times
         decay = settings.weight_decay if decays and parameter.dim() > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    optimizer = torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": d} for (rate, d), p in groups.items()])
+    chosen = [{"params": p, "lr": rate, "weight_decay": d} for (rate, d), p in groups.items()]
+    # one loop over all values; on a card it would keep its step counters there, where reading them waits
+    fused = all(p.device.type == "cpu" for p in adapter.parameters())
+    optimizer = torch.optim.AdamW(chosen, fused=fused or None)
     warm = max(1, round(settings.warmup * steps))
 
     def factor(step: int) -> float:

@@ -135,7 +135,8 @@ def _round(base: Base, live: list[Member], members: Sequence[Member], report: Re
     sums = torch.zeros(len(live), dtype=torch.float64)
     counts = torch.zeros(len(live), dtype=torch.float64)
     states = [member.state for member in live]
-    for pieces in micro_batches(states, shares(states, batches), shared_tokens(base.device)):
+    packs = all(base.packs(state.adapter.name) for state in states)
+    for pieces in micro_batches(states, shares(states, batches), shared_tokens(base.device), packs):
         parts = [(live[p.job].state.adapter.name, live[p.job].state.train, p.rows) for p in pieces]
         total = torch.zeros((), device=base.device)
         for piece, part in zip(pieces, forward_mixed(base, parts)):
@@ -172,13 +173,16 @@ def _save(checkpoint: PassCheckpoint | None, members: Sequence[Member]) -> None:
         checkpoint.write(members)
 
 
-def micro_batches(jobs: Sequence[JobState], batches: Sequence[Sequence[int]], tokens: int) -> list[list[Piece]]:
+def micro_batches(
+    jobs: Sequence[JobState], batches: Sequence[Sequence[int]], tokens: int, packed: bool = False
+) -> list[list[Piece]]:
     """Cut the effective batches of several jobs into shared micro-batches of similar lengths.
 
     Args:
         jobs: the jobs.
         batches: row numbers of each job's effective batch.
-        tokens: most padded tokens of a micro-batch; a single row may have more.
+        tokens: most tokens of a micro-batch; a single row may have more.
+        packed: rows are computed without their padding, so that only their own tokens count.
 
     Returns:
         Micro-batches; in each, every job's rows are one piece. Jobs whose loss couples rows have one of their own.
@@ -193,8 +197,11 @@ def micro_batches(jobs: Sequence[JobState], batches: Sequence[Sequence[int]], to
     rows.sort()
     start = 0
     while start < len(rows):
-        stop = start + 1
-        while stop < len(rows) and rows[stop][0] * (stop + 1 - start) <= tokens:
+        stop, total = start + 1, rows[start][0]
+        while stop < len(rows):
+            total = total + rows[stop][0] if packed else rows[stop][0] * (stop + 1 - start)
+            if total > tokens:
+                break
             stop += 1
         of: dict[int, list[int]] = {}
         for _, number, row in rows[start:stop]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from onebase.training.passes import PassCheckpoint, place_of_pass
 from onebase.training.prepare import Prepared, discard, prepare, reading_options
 from onebase.training.run import Run, conclude, kernels_for
 from onebase.training.sharing import settle
+from onebase.training.tracking import Tracked, root_of, tracked
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -51,6 +53,7 @@ def train_many(
     resume: bool = False,
     save: bool = True,
     remember: dict[str, Any] | None = None,
+    track: str | Sequence[str] | None = None,
 ) -> list[Run | Failed]:
     """Train many adapters in one pass; each ends as if alone.
 
@@ -68,6 +71,8 @@ def train_many(
             then those of an uninterrupted pass, bit by bit. Without a checkpoint it starts over.
         save: False stores nothing and writes no checkpoint; the adapters stay attached under their names.
         remember: further facts that checkpoints keep, JSON values.
+        track: also report to 'tensorboard', 'wandb' or 'mlflow', or several, as in `train`: one run for the pass, with
+            each job's values under its name.
 
     Returns:
         One result per job, in their order: a run, or `Failed`.
@@ -75,8 +80,10 @@ def train_many(
     Raises:
         ConfigError, DataError, UnsupportedError: before any training, for the first job that cannot start.
     """
-    with together(is_sharded(base.model)) as processes:
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(together(is_sharded(base.model)))
         report = (report if processes.first else None) or Reporter()
+        report = stack.enter_context(tracked(track, report, "jobs", root_of(store), processes.first))
         return _train_many(base, jobs_of(jobs), store, report, resume, save, remember)
 
 
@@ -105,6 +112,8 @@ def _train_many(
         if checkpoint is not None:
             checkpoint.facts["kernels"] = kernels.facts()
         settle(base, prepared)
+        if isinstance(report, Tracked):
+            report.configure(prepared)
         of = {one.attached: one for one in prepared}
 
         def finished(member: Member) -> None:
@@ -118,6 +127,8 @@ def _train_many(
                 mine.provenance["pass"] = checkpoint.mark
             before = _stored_before(mine, checkpoint) if going_on else None
             results[member.name] = run = conclude(base, mine, before)
+            if isinstance(report, Tracked):
+                report.result(run, several=True)
             scores = f"{run.metric} {run.value:.4f}, base {run.base_value:.4f}"
             report.job_end(member.name, f"{f'stored as {run.ref}' if run.ref else 'done'}: {scores}")
 

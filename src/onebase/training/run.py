@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from onebase.training.loop import Reporter, fit
 from onebase.training.prepare import Prepared, discard, label_counts, prepare
 from onebase.training.settings import Settings
 from onebase.training.sharing import agreed, settle
+from onebase.training.tracking import Tracked, root_of, tracked
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -111,6 +113,7 @@ def train(
     resume: bool = False,
     init_from: str | None = None,
     remember: dict[str, Any] | None = None,
+    track: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Run:
     """Train one adapter and, when it has a name, store it as the next version.
@@ -136,6 +139,7 @@ def train(
             final weights are those of an uninterrupted run, bit by bit. Without a checkpoint it starts over.
         init_from: a stored adapter, ``"reviews@3"``, to start from: with new data, and with labels that the data adds.
         remember: further facts that checkpoints keep, JSON values.
+        track: also report to 'tensorboard' (files in the store's folder `tracking`), 'wandb' or 'mlflow', or several.
         settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
             class_weights or windows (see `onebase.tasks`), and the columns of further roles: source, target, messages,
             anchor, positive, negative, score.
@@ -150,8 +154,10 @@ def train(
         DataError, ConfigError, UnsupportedError: before any training.
         TrainingError: the loss became infinite or NaN.
     """
-    with together(is_sharded(base.model)) as processes:
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(together(is_sharded(base.model)))
         report = (report if processes.first else None) or Reporter()
+        report = stack.enter_context(tracked(track, report, name or "run", root_of(store), processes.first))
         prepared = prepare(
             base, report, data=data, method=method, name=name, task=task, text=text, text_pair=text_pair, label=label,
             prompt=prompt, completion=completion, limit=limit, max_length=max_length, template=template,
@@ -161,8 +167,13 @@ def train(
         try:
             kernels = kernels_for(base, [prepared])
             settle(base, [prepared])
+            if isinstance(report, Tracked):
+                report.configure([prepared])
             fit(base, prepared.state, kernels, report, prepared.checkpoint, [prepared.examples["validation"]])
-            return conclude(base, prepared)
+            run = conclude(base, prepared)
+            if isinstance(report, Tracked):
+                report.result(run)
+            return run
         except BaseException:
             discard(base, prepared)
             raise

@@ -1,8 +1,11 @@
 """What a batch of many adapters costs: 64 rows with an adapter each against the base alone.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py              # all cases, writes results/mixed.json
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py --only lora --loop --dry
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/mixed.py --spread --dry   # bank or loop, by rows per adapter
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/forward.py              # all cases, writes results/forward.json
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/forward.py --only lora --loop --dry
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/forward.py --spread --dry   # bank or loop, by rows per adapter
+
+Cases: a method each; `loaded`, 1,000 adapters of which none, or one, is routed: forward, switching, adding, removing;
+`memory`, what they take beyond their tensors' bytes; `peft`, the same mixed batch in PEFT.
 
 Times are processor time of the one thread, so that what else the machine does counts little; calls of the compared
 variants take turns. A result is the median of the ratios of neighbours, with their quartiles. `--loop` takes the banks
@@ -12,10 +15,12 @@ away, to show what they are worth.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +32,7 @@ import onebase as ob
 from onebase.base import Base
 from onebase.core import bank, plan
 
-RESULTS = Path(__file__).parent / "results" / "mixed.json"
+RESULTS = Path(__file__).parent / "results" / "forward.json"
 ROWS, TOKENS, ADAPTERS, LOADED = 64, 54, 64, 1000
 PREFIX = 10  # virtual tokens of prompts and prefixes
 
@@ -128,35 +133,96 @@ def mixed(base: Base, method: str, rounds: int, rows_each: int = 1) -> dict[str,
     return found
 
 
-def many_loaded(base: Base, method: str, rounds: int) -> dict[str, Any]:
-    """Measure what adapters cost that are only loaded: adding, removing, switching, and the plain base."""
+def many_loaded(base: Base, method: str, rounds: int, count: int) -> dict[str, Any]:
+    """Measure what adapters cost that are only loaded: adding, removing, switching, the plain base, and one of them."""
     batch = inputs(TOKENS)
     add_seconds: list[float] = []
-    with Base(load().model) as plain:
-        plain_call = turns({"plain": lambda: plain.model(**batch)}, 1)
-        for number in range(LOADED):
+    with Base(load().model) as plain, Base(load().model) as few:
+        few.add("a0", method)
+        for number in range(count):
             start = time.thread_time()
             base.add(f"a{number}", method)
             add_seconds.append(time.thread_time() - start)
-        seconds = turns({"plain": lambda: plain.model(**batch), "loaded": lambda: base.model(**batch)}, rounds)
-        assert plain_call
+        ways = {"plain": lambda: plain.model(**batch), "loaded": lambda: base.model(**batch)}
+        ways |= {"one of one": lambda: one(few, batch), "one of many": lambda: one(base, batch)}
+        seconds = turns(ways, rounds)
     switch: list[float] = []
     for i in range(2000):
         start = time.thread_time()
-        with base.use(f"a{(i * 7) % LOADED}"):
+        with base.use(f"a{(i * 7) % count}"):
             switch.append(time.thread_time() - start)
     remove: list[float] = []
-    for number in range(LOADED):
+    for number in range(count):
         start = time.thread_time()
         base.remove(f"a{number}")
         remove.append(time.thread_time() - start)
     return {
         "loaded_over_plain": ratio(seconds["loaded"], seconds["plain"]),
+        "one_of_1000_over_one_of_one": ratio(seconds["one of many"], seconds["one of one"]),
         "add_first_100_ms": milliseconds(add_seconds[1:100]),
         "add_last_100_ms": milliseconds(add_seconds[-100:]),
         "add_worst_of_last_100_ms": round(max(add_seconds[-100:]) * 1e3, 4),
         "switch_us": round(statistics.median(switch) * 1e6, 2),
         "remove_with_1000_loaded_ms": milliseconds(remove[:100]),
+    }
+
+
+def one(base: Base, batch: dict[str, torch.Tensor]) -> Any:
+    """Call with one adapter on all rows."""
+    with base.use("a0"):
+        return base.model(**batch)
+
+
+def memory(base: Base, method: str, count: int) -> dict[str, Any]:
+    """Measure what many adapters take in the process beyond the bytes of their tensors."""
+    base.add("first", method)  # taps and whatever else comes with the first one
+    gc.collect()
+    before, size = resident(), 0
+    for number in range(count):
+        size += sum(t.numel() * t.element_size() for t in base.add(f"a{number}", method).tensors().values())
+    gc.collect()
+    taken = resident() - before
+    return {
+        "adapters": count, "mib": round(taken / 2**20, 1), "tensors_mib": round(size / 2**20, 1),
+        "over_tensors": round(taken / size, 4), "kib_beside_tensors": round((taken - size) / count / 2**10, 1),
+    }  # fmt: skip
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def in_peft(base: Base, rounds: int) -> dict[str, Any]:
+    """Measure the mixed LoRA batch here and in PEFT, whose mixed batches are LoRA's alone."""
+    import peft
+    from transformers import AutoModel
+
+    names = add_all(base, CASES["lora"], ADAPTERS)
+    route = [names[i] for i in torch.randperm(ROWS, generator=torch.Generator().manual_seed(1)).tolist()]
+    with tempfile.TemporaryDirectory() as folder:
+        base.model.save_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], init_lora_weights=False)
+    theirs = peft.get_peft_model(model, config, adapter_name=names[0]).eval()
+    for name in names[1:]:
+        theirs.add_adapter(name, config)
+    batch = inputs(TOKENS)
+
+    def routed() -> Any:
+        with base.use(route):
+            return base.model(**batch)
+
+    ways = {"base": lambda: base.model(**batch), "mixed": routed, "peft": lambda: theirs(**batch, adapter_names=route)}
+    seconds = turns(ways, rounds)
+    for name in names:
+        base.remove(name)
+    return {
+        "over_base": ratio(seconds["mixed"], seconds["base"]),
+        "peft_over_base": ratio(seconds["peft"], seconds["base"]),
+        "peft_over_mixed": ratio(seconds["peft"], seconds["mixed"]),
+        "ms": {name: milliseconds(values) for name, values in seconds.items()},
     }
 
 
@@ -206,22 +272,27 @@ CASES = {
 def main() -> None:
     """Run the cases."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="cases, separated by commas; also 'loaded'")
+    parser.add_argument("--only", default="", help="cases, separated by commas; also 'loaded', 'memory', 'peft'")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--loop", action="store_true", help="without banks")
     parser.add_argument("--spread", action="store_true")
+    parser.add_argument("--loaded", type=int, default=LOADED, help="adapters of the cases loaded and memory")
     parser.add_argument("--dry", action="store_true", help="write no result")
     args = parser.parse_args()
     torch.set_num_threads(1)
     base, found = load(), {}
-    wanted = args.only.split(",") if args.only else [*CASES, "loaded"]
+    wanted = args.only.split(",") if args.only else [*CASES, "loaded", "memory", "peft"]
     with torch.no_grad():
         if args.spread:
             found["spread"] = spread(base, args.rounds)
             wanted = []
         for case in wanted:
             if case == "loaded":
-                found[case] = many_loaded(base, CASES["lora"], args.rounds)
+                found[case] = many_loaded(base, CASES["lora"], args.rounds, args.loaded)
+            elif case == "memory":
+                found[case] = {name: memory(load(), CASES[name], args.loaded) for name in ("lora", "bottleneck")}
+            elif case == "peft":
+                found[case] = in_peft(base, args.rounds)
             elif args.loop:
                 mixed(base, CASES[case], 1)  # meets the classes
                 with looping():

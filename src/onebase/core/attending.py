@@ -1,0 +1,102 @@
+"""Attention of packed rows, written out forward and backward.
+
+Composed of single operations, autograd fills a zero gradient of all tokens for every few rows that are cut out, copies
+rows for every product, and keeps all of it. Written out, each step is done once, and the softmax is computed in float32
+also where values are bfloat16: on a CPU that is four times as fast, and nearer to the true value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from onebase.core.packing import Chunk, Packing
+
+
+class PackedAttention(torch.autograd.Function):
+    """softmax(scale Q K^T) V within each row, (n, H, hd) packed tokens throughout."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, causal: bool, scale: float):
+        """Attend, a chunk of rows at a time; keeps each chunk's padded values and probabilities."""
+        out, kept = torch.empty_like(query), []
+        for chunk in packing.chunks:
+            q, k, v = (_padded(part, chunk) for part in (query, key, value))  # (b * H, t, hd)
+            scores = torch.bmm(q, k.mT).to(_wide(q.dtype)).mul_(scale)
+            hidden = _hidden(chunk, causal)
+            if hidden is not None:
+                scores.unflatten(0, (len(chunk.mask), -1)).masked_fill_(hidden, float("-inf"))
+            p = scores.softmax(-1).to(q.dtype)
+            _put(out, torch.bmm(p, v), chunk)
+            kept += [q, k, v, p]
+        ctx.save_for_backward(*kept)
+        ctx.packing, ctx.scale = packing, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):
+        """Return the gradients of query, key and value."""
+        grad = grads[0]
+        found = [grad.new_empty(grad.shape) if needed else None for needed in ctx.needs_input_grad[:3]]
+        for number, chunk in enumerate(ctx.packing.chunks):
+            q, k, v, p = ctx.saved_tensors[4 * number : 4 * number + 4]
+            g = _padded(grad, chunk, zeros=True)
+            wide = _wide(p.dtype)
+            given = torch.bmm(g, v.mT).to(wide)
+            scores = torch.ops.aten._softmax_backward_data(given, p.to(wide), -1, wide).mul_(ctx.scale).to(p.dtype)
+            for place, one, other in zip(found, (scores, scores.mT, p.mT), (k, q, g)):
+                if place is not None:
+                    _put(place, torch.bmm(one, other), chunk)
+        return *found, None, None, None
+
+
+def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, causal: bool, scale: float) -> Tensor:
+    """Return the attention of packed tokens, (1, n, H, hd), each within its own row.
+
+    Args:
+        query, key, value: (1, H, n, hd).
+        packing: where the rows are.
+        causal: tokens see those before them only.
+        scale: of the scores.
+    """
+    own = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
+    return PackedAttention.apply(*own, packing, causal, scale)[None]  # type: ignore[index]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _hidden(chunk: Chunk, causal: bool) -> Tensor | None:
+    """Return what is not seen, (b, 1, 1 or t, t); None where all see all."""
+    if chunk.real is None and not causal:
+        return None
+    seen = chunk.mask[:, None, None]
+    if causal:
+        width = chunk.mask.shape[1]
+        seen = seen & torch.ones(width, width, dtype=torch.bool, device=seen.device).tril()
+    return ~seen
+
+
+def _padded(values: Tensor, chunk: Chunk, zeros: bool = False) -> Tensor:
+    """Return (b * H, t, hd) of a chunk's tokens among (n, H, hd); padding repeats a token of its row, or is zero."""
+    own = values[chunk.tokens[0] : chunk.tokens[1]]
+    if chunk.real is not None and zeros:
+        own = own.new_zeros(len(chunk.fill), *own.shape[1:]).index_copy_(0, chunk.real, own)
+    elif chunk.real is not None:
+        own = own.index_select(0, chunk.fill)
+    return own.unflatten(0, chunk.mask.shape).transpose(1, 2).flatten(0, 1)
+
+
+def _put(out: Tensor, own: Tensor, chunk: Chunk) -> None:
+    """Write (b * H, t, hd) of a chunk to its tokens in (n, H, hd)."""
+    flat = own.unflatten(0, (len(chunk.mask), -1)).transpose(1, 2).flatten(0, 1)
+    place = out[chunk.tokens[0] : chunk.tokens[1]]
+    if chunk.real is None:
+        place.copy_(flat)
+    else:
+        torch.index_select(flat, 0, chunk.real, out=place)

@@ -1,0 +1,136 @@
+"""Attention of packed rows, written out, equals the formula: values, gradients, and what stays in its row."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from families import make
+from torch import Tensor
+
+from onebase import Base
+from onebase.anatomy import attention
+from onebase.anatomy.attention import is_plain
+from onebase.core import attending
+from onebase.core.attending import attend_packed
+from onebase.core.packing import CHUNK_ROWS, Packing, make_packing
+
+HEADS, WIDTH = 3, 4
+LENGTHS = [*([2] * CHUNK_ROWS), 3, 1, 7, 7, 5]  # a chunk without padding, and one with
+
+
+def packing_of(lengths: list[int]) -> Packing:
+    """Pack right-padded rows."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    packing = make_packing(mask, always=True)
+    assert packing is not None
+    return packing
+
+
+def draw(dtype: torch.dtype) -> list[Tensor]:
+    """Return query, key and value, (1, heads, n, width)."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, HEADS, sum(LENGTHS), WIDTH)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def by_row(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Tensor:
+    """Return (1, n, heads, width), each row by itself."""
+    found, start = [], 0
+    for length in LENGTHS:
+        q, k, v = (part[0, :, start : start + length] for part in (query, key, value))
+        scores = scale * q @ k.mT
+        if causal:
+            scores = scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), float("-inf"))
+        found.append((scores.softmax(-1) @ v).transpose(0, 1))
+        start += length
+    return torch.cat(found)[None]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_values_and_gradients_are_those_of_each_row_alone(causal) -> None:
+    parts = draw(torch.float64)
+    weights = torch.randn(1, sum(LENGTHS), HEADS, WIDTH, dtype=torch.float64)
+    found = attend_packed(*parts, packing_of(LENGTHS), causal, 0.7)
+    expected = by_row(*parts, causal, 0.7)
+    assert torch.allclose(found, expected, atol=1e-12)
+    one = torch.autograd.grad((found * weights).sum(), parts)
+    other = torch.autograd.grad((expected * weights).sum(), parts)
+    for a, b in zip(one, other):
+        assert torch.allclose(a, b, atol=1e-12) and float(b.abs().max()) > 0.1
+
+
+def test_bfloat16_is_as_near_to_the_true_value_as_single_operations() -> None:
+    exact = [part.detach().double() for part in draw(torch.bfloat16)]
+    true = by_row(*exact, False, 0.5)
+    found = attend_packed(*draw(torch.bfloat16), packing_of(LENGTHS), False, 0.5)
+    composed = by_row(*draw(torch.bfloat16), False, 0.5)
+    assert found.dtype == torch.bfloat16
+    assert (found - true).abs().mean() <= 1.05 * (composed - true).abs().mean() < 1e-2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_row(value) -> None:
+    """Forward and backward: a row's places share products with other rows, and its padding repeats it."""
+    parts = draw(torch.float32)
+    bad = len(LENGTHS) - 4  # the row of one token, beside longer ones
+    place = sum(LENGTHS[:bad])
+    for part in parts:
+        part.data[0, :, place] = value
+    out = attend_packed(*parts, packing_of(LENGTHS), False, 0.5)
+    grads = torch.autograd.grad(out.sum(), parts)
+    others = [i for i in range(sum(LENGTHS)) if i != place]
+    assert not out[0, place].isfinite().all()
+    assert out[0, others].isfinite().all() and all(grad[0, :, others].isfinite().all() for grad in grads)
+
+
+def capped(module, query, key, value, mask, scaling, **_):
+    """Eager attention with a soft cap on the scores, as Gemma 2 has it."""
+    scores = 30 * torch.tanh(scaling * query @ key.mT / 30) + mask
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+def test_functions_that_do_more_are_found_out(tokenizer, monkeypatch) -> None:
+    """A BERT computes the formula; a soft cap, a bias, repeated heads and tensors beside it do not."""
+    with Base(make("bert", "eager"), tokenizer) as base:
+        module = base.model.get_submodule("encoder.layer.0.attention.self")
+        q = torch.zeros(1, 2, 3, 8)
+        assert is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.0})
+        assert not is_plain(module, q, q, {"scaling": 0.3, "position_bias": torch.zeros(1)})
+        assert not is_plain(module, q, q[:, :1], {"scaling": 0.3})
+        assert is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.5})  # off, as the base does not train
+        module.train()
+        assert not is_plain(module, q, q, {"scaling": 0.3, "dropout": 0.5})
+        module.eval()
+        monkeypatch.setattr(attention, "own_function", lambda _: capped)
+        monkeypatch.setattr(attention, "_PLAIN", weakref.WeakKeyDictionary())
+        assert not is_plain(module, q, q, {"scaling": 0.3})
+
+
+def test_training_uses_it_and_equals_the_modelling_file(tokenizer, monkeypatch) -> None:
+    seen: list[int] = []
+    original = attending.PackedAttention.apply
+
+    def apply(*args):
+        seen.append(len(args[0]))
+        return original(*args)
+
+    with Base(make("bert", "eager").double(), tokenizer) as base:
+        adapter = base.add("a", "lora(rank=2)")
+        adapter.module.double()
+        for parameter in adapter.module.parameters():
+            parameter.data += 0.1
+        real = torch.arange(9) < torch.tensor([9, 4, 6, 3])[:, None]
+        ids = torch.randint(4, 40, (4, 9), generator=torch.Generator().manual_seed(0)).masked_fill(~real, 1)
+        batch = {"input_ids": ids, "attention_mask": real.long()}
+        with monkeypatch.context() as patch:
+            patch.setattr(attending.PackedAttention, "apply", apply)
+            found = base.states(batch, "a")
+        with base.use("a"):
+            expected = base.model(**batch).last_hidden_state
+        assert len(seen) == base.anatomy.layers and set(seen) == {22}
+        assert torch.allclose(found[real], expected[real], atol=1e-10)
+        one = torch.autograd.grad(found[real].square().sum(), list(adapter.parameters()))
+        other = torch.autograd.grad(expected[real].square().sum(), list(adapter.parameters()))
+        assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(one, other))
