@@ -138,7 +138,7 @@ def test_final_logits_are_those_of_plain_pytorch(rows, run) -> None:
     texts = [row["text"] for row in rows["test"]]
     shares = torch.softmax(expected.double(), -1)
     for answer, logits, share in zip(base.predict(texts, done.name), expected, shares, strict=True):
-        found = [answer.scores[label] for label in adapter.labels]
+        found = [answer.probabilities[label] for label in adapter.labels]
         assert found == pytest.approx(share.tolist(), abs=1e-4)
         margin = math.log(found[1] / found[0])  # of two labels the margin is all that the chances tell
         assert margin == pytest.approx(float(logits[1] - logits[0]), abs=1e-4)

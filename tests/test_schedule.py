@@ -10,8 +10,8 @@ from onebase.comparison.searching import best_factor
 CR = Sizes(train=2825, validation=376, test=564)
 SEVEN = [f"method{i}" for i in range(7)]
 # rows a second of two quiet cores: 150 in joint passes of adapters, 70 of full fine-tuning
-COSTS = Costs(per_row={**dict.fromkeys(SEVEN, 1 / 150), "full": 1 / 70})
 EIGHT = [*SEVEN, "full"]
+COSTS = Costs(per_row={**dict.fromkeys(SEVEN, 1 / 150), "full": 1 / 70}, per_scored=dict.fromkeys(EIGHT, 1 / 300))
 
 
 def test_eight_methods_and_three_seeds_fit_half_an_hour() -> None:

@@ -15,8 +15,7 @@ SEARCHES: tuple[tuple[tuple[int, int], ...], ...] = (
 )  # fmt: skip
 SEARCH = 0.25  # share of the budget that rates may take: defaults are measured, so runs of the seeds are worth more
 HELD = 256  # validation rows of the search
-SCORING = 0.4  # time of a scored row over that of a trained one: no backward pass
-MEASURED = 1000  # rows scored to time answers, plain, attached and merged, and to see what is forgotten
+MEASURED = 300  # rows scored to time answers, plain, attached and merged, and to see what is forgotten
 MARGIN = 0.85  # of the time that is left is planned with: steps of a busy machine are not all alike
 FEW_EPOCHS = 2  # epochs below which rows are left out instead
 LEAST = 256  # training rows below which nothing is cut any more
@@ -38,15 +37,17 @@ class Costs:
 
     Attributes:
         per_row: method -> seconds of a training row by itself, as measured.
+        per_scored: method -> seconds of a row that is scored.
         ratio: what passes took over what this said of them.
     """
 
     per_row: Mapping[str, float]
+    per_scored: Mapping[str, float]
     ratio: float = 1.0
 
     def of(self, methods: Sequence[str], trained: float, scored: float) -> float:
         """Return seconds in which each method trains so many rows and scores so many."""
-        return self.ratio * (trained + SCORING * scored) * sum(self.per_row[m] for m in methods)
+        return self.ratio * sum(trained * self.per_row[m] + scored * self.per_scored[m] for m in methods)
 
 
 @dataclass(frozen=True, kw_only=True)
