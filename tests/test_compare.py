@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -45,6 +48,40 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     assert (tmp_path / "records.jsonl").read_text() == lines and again.results == found.results
     with pytest.raises(ConfigError, match="another folder"):
         ob.compare(base, ROWS, seeds=1, resume=True, **(asked | {"epochs": 2}))
+
+
+@needs_base
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is a POSIX signal")
+def test_ctrl_c_leaves_results_and_resume_goes_on(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "onebase", "compare", "-d", str(tmp_path / "rows.jsonl"), "-b", "minilm", "-m", "bitfit",
+        "-m", "prompt(length=3)", "--epochs", "60", "--seeds", "1", "--budget", "2h", "--out", str(out), "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 600
+        while not (out / "records.jsonl").exists() or '"head only"' not in (out / "records.jsonl").read_text():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1)  # into the pass of the seed, which begins now
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    early = json.loads(stdout)
+    assert all(r["partial"] for r in early["results"] if r["method"] != "head only") and len(early["results"]) == 3
+    assert any("interrupted" in sentence for sentence in early["cut"]) and list((out / "passes").iterdir())
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    whole = json.loads(done.stdout)
+    assert not any(r["partial"] for r in whole["results"]) and not list((out / "passes").iterdir())
+    curves = {r["method"]: r["curves"][0] for r in whole["results"] if r["method"] != "head only"}
+    before = {r["method"]: r["curves"][0] for r in early["results"] if r["method"] != "head only"}
+    for method, curve in curves.items():  # it went on: what was there is there again
+        assert len(curve) == 61 and curve[: len(before[method]) - 1] == before[method][:-1]
 
 
 @needs_base
