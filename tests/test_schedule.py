@@ -40,6 +40,12 @@ def test_less_time_never_gives_more() -> None:
     assert Schedule.of(found.record()) == found
 
 
+def test_when_the_search_is_over_all_time_is_for_the_seeds() -> None:
+    before = fit(COSTS, EIGHT, CR, 1800, epochs=5, seeds=3)
+    after = fit(COSTS, EIGHT, CR, 1800, epochs=5, seeds=3, searched=before.rungs)
+    assert (after.rungs, after.search_seconds) == (before.rungs, 0) and after.epochs >= before.epochs
+
+
 def test_rungs_are_never_larger_than_the_data() -> None:
     found = fit(COSTS, SEVEN, Sizes(train=100, validation=20, test=20), 1e6, epochs=5, seeds=1)
     assert found.rungs == ((len(FACTORS), 100),) and found.rows == 100

@@ -58,7 +58,7 @@ class Schedule:
         rungs: of the search: (rates of each method, training rows).
         epochs, rows, held: of the seeds' runs: epochs at most, rows of training and of validation.
         seeds: that are expected to fit.
-        search_seconds, seconds: that search and seeds are expected to take.
+        search_seconds, seconds: that search and seeds are expected to take; 0 for a search that is over.
         cut: what was left out, and why, as sentences.
     """
 
@@ -84,14 +84,17 @@ class Schedule:
     def sentence(self) -> str:
         """Say what will be done."""
         tried = ", then ".join(f"{rates} rates a method on {rows:,} rows" for rates, rows in self.rungs)
-        search = f"{tried} ({_minutes(self.search_seconds)}); " if self.rungs else ""
+        search = f"{tried} ({_minutes(self.search_seconds)}); " if self.search_seconds else ""
         return (
             f"plan: {search}{self.seeds} seeds of at most {self.epochs} epochs over {self.rows:,} rows "
             f"({_minutes(self.seconds)})"
         )
 
 
-def fit(costs: Costs, methods: Sequence[str], sizes: Sizes, left: float, epochs: int, seeds: int) -> Schedule:
+def fit(
+    costs: Costs, methods: Sequence[str], sizes: Sizes, left: float, epochs: int, seeds: int,
+    searched: tuple[tuple[int, int], ...] | None = None,
+) -> Schedule:  # fmt: skip
     """Choose what fits, as much for every method: first the search, then epochs, rows and seeds, cut in this order.
 
     Args:
@@ -100,9 +103,10 @@ def fit(costs: Costs, methods: Sequence[str], sizes: Sizes, left: float, epochs:
         sizes: of the data.
         left: seconds.
         epochs, seeds: asked for.
+        searched: the rungs of the search that is over; None where it is to come.
     """
     usable = MARGIN * left
-    rungs, searching = _search(costs, methods, sizes, SEARCH * usable)
+    rungs, searching = _search(costs, methods, sizes, SEARCH * usable) if searched is None else (searched, 0.0)
     options = list(_options(sizes, epochs, seeds))
     chosen, seconds = options[-1], 0.0
     for option in options:

@@ -148,7 +148,6 @@ def trained_together(
     assert not whole or len(candidates) == 1, "full fine-tuning changes the base of the others"
     shared = {} if shared is None else shared
     prepared: list[Prepared] = []
-    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         more: dict[str, Any] = {"build": stack.enter_context(opened(base))} if whole else {}
         stack.callback(_discard, base, prepared)
@@ -165,6 +164,7 @@ def trained_together(
             kernels = kernels_of(base, checkpoint.facts["kernels"])
         base.model.requires_grad_(whole)
         kernels = kernels or kernels_for(base, prepared)
+        began = time.monotonic()
         stopped = _fit(base, members, kernels, report, checkpoint)
         base.model.requires_grad_(False)
         for each in prepared:
