@@ -158,6 +158,9 @@ def test_a_pass_that_ended_early_counts_and_goes_on_to_the_same_bits(tmp_path, m
         assert found.stopped is None and found.rows == rows
         assert all(torch.equal(a, b) for a, b in zip(whole, tensors(found), strict=True))
     assert not place.exists()
+    with trained(Ends(3 * steps - 1), place) as found:  # time ends with the last step: nothing is left to do
+        assert found.stopped is None and not place.exists()
+        assert all(torch.equal(a, b) for a, b in zip(whole, tensors(found), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from onebase.comparison.advice import FULL, HEAD
 from onebase.comparison.forgetting import forgetting
 from onebase.comparison.measuring import answers, speeds
-from onebase.comparison.schedule import HELD
 from onebase.comparison.together import Candidate, Deadline, rank, trained_together
 from onebase.comparison.work import Work
 from onebase.training.full import Full, opened
@@ -42,7 +41,7 @@ class Pass:
     factors: tuple[float, ...] = ()
     epochs: int = 1
     rows: int
-    held: int = HELD
+    held: int
     measured: tuple[str, ...] = ()
     closing: float = 0.0
 

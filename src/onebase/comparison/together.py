@@ -194,6 +194,11 @@ def _fit(
     try:
         fit_many(base, members, kernels, report)
     except Stopped as error:
+        if not any(member.live for member in members):  # it was the last step of all
+            for member in members:
+                member.state.end()
+            _forget(checkpoint)
+            return None
         if checkpoint is not None:
             checkpoint.facts["kernels"] = kernels.facts()
             checkpoint.write(members)
@@ -202,9 +207,13 @@ def _fit(
                 if member.failed is None and member.over is None:
                     _end_early(member)
         return error
+    _forget(checkpoint)
+    return None
+
+
+def _forget(checkpoint: PassCheckpoint | None) -> None:
     if checkpoint is not None:
         checkpoint.remove()
-    return None
 
 
 def _end_early(member: Member) -> None:
