@@ -135,7 +135,7 @@ def by_hand(rows, start, own_head, labels) -> list[tuple[float, torch.Tensor]]:
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
             loss = F.cross_entropy(logits([texts[i] for i in batch]), targets[batch])
-            total += float(loss) * len(batch)
+            total += float(loss.detach()) * len(batch)
             loss.backward()
             nn.utils.clip_grad_norm_([*low, weight, bias], 1.0)
             optimizer.step()
