@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ ROWS = [
 ]  # fmt: skip
 
 
+CR = Path(__file__).parents[2] / "shared" / "data" / "cr"
 needs_base = pytest.mark.skipif(embedded_folder() is None, reason="the embedded base is not installed (extra 'demo')")
 
 
@@ -48,6 +50,26 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     assert (tmp_path / "records.jsonl").read_text() == lines and again.results == found.results
     with pytest.raises(ConfigError, match="another folder"):
         ob.compare(base, ROWS, seeds=1, resume=True, **(asked | {"epochs": 2}))
+
+
+@needs_base
+@pytest.mark.slow
+@pytest.mark.skipif(not CR.is_dir(), reason="the data sets are not there")
+def test_a_budget_that_is_too_small_gives_what_was_finished(tmp_path) -> None:
+    base = ob.load_base("minilm")
+    methods = ["lora", "bitfit", "full"]
+    found = ob.compare(base, CR, limit=200, methods=methods, epochs=50, budget=20, folder=tmp_path)
+    values = [r.value for r in found.results]
+    assert values == sorted(values, reverse=True) and found.advice.method in {r.method for r in found.results}
+    given = {r.method: r for r in found.results}
+    cut = " ".join(found.cut)
+    assert "head only" in given and len(given) > 1 and "to fit the budget" in cut and "ms with all 3 methods" in cut
+    for method in methods:  # each has a result, or it is said that there was no time for it
+        assert method in given or any("no time for" in s and method in s for s in found.cut), method
+        if method in given and given[method].partial:
+            assert any("ended before the last epoch" in s and method in s for s in found.cut), method
+    kept = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert {r["method"] for r in kept if r["stage"] in ("final", "partial")} == set(given)
 
 
 @needs_base

@@ -78,7 +78,7 @@ def _left(work: Work, todo: Sequence[tuple[str, int]]) -> Iterator[str]:
         begun = [m for m, s in left if s == seed and work.book.has("partial", method=m, seed=seed)]
         never = [m for m, s in left if s == seed and m not in begun]
         if begun:
-            yield f"seed {seed}: time ended before the last epoch of {', '.join(begun)}; what they reached is scored"
+            yield f"seed {seed}: ended before the last epoch of {', '.join(begun)}; what they reached is scored"
         if never:
             yield f"seed {seed}: no time for {', '.join(never)}"
 

@@ -25,6 +25,7 @@ from onebase.comparison.work import Work
 from onebase.data import Data, load
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.registry import parse_method
+from onebase.training.full import check_trainable
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -196,7 +197,9 @@ def carried(base: Base, methods: Sequence[str]) -> tuple[list[str], list[str]]:
     kept, refused = [], []
     for method in dict.fromkeys(m if m == FULL else parse_method(m).shorthand() for m in methods):
         try:
-            if method != FULL:
+            if method == FULL:
+                check_trainable(base)
+            else:
                 base.add("candidate", parse_method(method))
                 base.remove("candidate")
             kept.append(method)

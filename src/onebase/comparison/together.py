@@ -114,12 +114,14 @@ class Trained:
         runs: per candidate its run, attached, with the kept epoch in place; None where its loss was not finite.
         stopped: what ended the pass before its last step, or None.
         rows: training rows that every candidate has seen, unless it was over before.
+        before: how many of them were seen by the pass that this one goes on with.
         seconds: the pass took.
     """
 
     runs: tuple[Prepared | None, ...]
     stopped: Stopped | None
     rows: int
+    before: int
     seconds: float
 
 
@@ -162,6 +164,7 @@ def trained_together(
         checkpoint = None if place is None else PassCheckpoint(place, [_identity(base, p) for p in prepared])
         if checkpoint is not None and checkpoint.restore(members):
             kernels = kernels_of(base, checkpoint.facts["kernels"])
+        before = _seen(members)
         base.model.requires_grad_(whole)
         kernels = kernels or kernels_for(base, prepared)
         began = time.monotonic()
@@ -170,8 +173,11 @@ def trained_together(
         for each in prepared:
             each.adapter.fold()
         runs = tuple(None if member.failed else each for member, each in zip(members, prepared))
-        left = [m.state.history.rows for m in members if m.failed is None]
-        yield Trained(runs, stopped, max(left, default=0), time.monotonic() - began)
+        yield Trained(runs, stopped, _seen(members), before, time.monotonic() - began)
+
+
+def _seen(members: Sequence[Member]) -> int:
+    return max((m.state.history.rows for m in members if m.failed is None), default=0)
 
 
 def _discard(base: Base, prepared: Sequence[Prepared]) -> None:

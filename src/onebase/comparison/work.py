@@ -127,7 +127,7 @@ class Work:
         known = replace(self.costs(methods), ratio=1.0)
         return {
             "stage": "pass", "methods": list(methods), "rows": found.rows, "seconds": found.seconds,
-            "alone": known.of(methods, found.rows, scored),
+            "alone": known.of(methods, found.rows - found.before, scored),
             "ended": None if found.stopped is None else type(found.stopped).__name__,
         }  # fmt: skip
 
