@@ -29,6 +29,8 @@ from onebase.training.many import Failed
 FULL = "full"
 COLOURS = ("#3b7dd8", "#d9534f", "#4c9f50", "#e69f00", "#9467bd", "#17a2b8", "#c2549d", "#7f7f7f")
 Row = dict[str, Any]
+MARKS: dict[Any, str] = {True: "holds", False: "does not hold", None: "cannot be said"}
+ALSO = "also measured"
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class Verdict:
     """Whether a finding holds here.
 
     Attributes:
-        holds: yes, no, or None where it cannot be said.
+        holds: yes, no, or None where it cannot be said; a word where the paper says nothing of it.
         words: with the numbers that say so.
     """
 
-    holds: bool | None
+    holds: bool | str | None
     words: str
 
 
@@ -122,15 +124,15 @@ class Bench:
         """Whether a row with these facts is there, finished or failed."""
         return any(all(row.get(key) == value for key, value in facts.items()) for row in self.rows)
 
-    def add(self, row: Row) -> None:
-        """Keep a row; the file is whole at any time."""
-        self.all.append({**self.common, **row})
+    def add(self, *rows: Row) -> None:
+        """Keep rows, all or none; the file is whole at any time."""
+        self.all += [{**self.common, **row} for row in rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         work = self.path.with_suffix(".new")
         work.write_text(json.dumps({"study": self.study.name, "rows": self.all}, indent=0) + "\n", encoding="utf-8")
         work.replace(self.path)
-        shown = {key: value for key, value in row.items() if key not in ("correct", "settings")}
-        print(json.dumps(shown), flush=True)
+        for row in rows:
+            print(json.dumps({key: value for key, value in row.items() if key != "correct"}), flush=True)
 
     def data(self, task: str | None = None, rows: int | None = None) -> Any:
         """Return a data set, its training rows cut to `rows`."""
@@ -181,9 +183,7 @@ class Bench:
                 self.add({**one.facts, "seed": one.seed, "failed": str(run.error)})
                 continue
             further = list(then(one, run)) if then else []
-            self.add(self._row(one, run, seconds))
-            for row in further:
-                self.add(row)
+            self.add(self._row(one, run, seconds), *further)
             self.base.remove(run.name)
 
     def _whole(self, data: Any, one: Asked) -> None:
@@ -240,23 +240,23 @@ class Bench:
         """
         folder = self.given.out
         figure.savefig(folder / f"{self.study.name}.svg", format="svg", metadata={"Date": None})
-        marks = {True: "holds", False: "does not hold", None: "cannot be said"}
+        said = [f"{MARKS.get(v.holds, v.holds)}: {v.words}" for v in verdicts]
         heads = list(table[0]) if table else []
         lines = [
             f"# {self.study.title}", "", f"**Found in the paper.** {self.study.finding}", "",
             *([f"**Differs here.** {self.study.note}", ""] if self.study.note else []),
-            "**Here.**", "", *(f"- {marks[v.holds]}: {v.words}" for v in verdicts), "",
+            "**Here.**", "", *(f"- {sentence}" for sentence in said), "",
             f"![{self.study.title}]({self.study.name}.svg)", "",
             " | ".join(["", *heads, ""]).strip(), " | ".join(["", *("---" for _ in heads), ""]).strip(),
             *(" | ".join(["", *(_shown(row[key]) for key in heads), ""]).strip() for row in table), "",
             f"Base {self.base.id}; {self.given.seeds} seeds; "
             + (f"at most {self.given.limit} rows of each split; " if self.given.limit else "")
-            + f"at most {self.given.epochs} epochs; torch {torch.__version__}. "
-            "Values are means over seeds on test rows.",
+            + (f"at most {self.given.epochs} epochs; " if self.given.epochs else "")
+            + f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
             "", "```", shlex.join(["python", *sys.argv]), "```", "",
         ]  # fmt: skip
         (folder / f"{self.study.name}.md").write_text("\n".join(lines), encoding="utf-8")
-        print("\n".join(f"{marks[v.holds]}: {v.words}" for v in verdicts))
+        print("\n".join(said))
 
 
 def _shown(value: Any) -> str:

@@ -18,14 +18,14 @@ import torch
 from harness import COLOURS, Bench, Study, Verdict
 
 METHODS = {
-    "LoRA": "lora(sites='paper')",
-    "LoRA, every map": "lora",
+    "lora-qv": "lora(sites='paper')",
+    "lora": "lora",
     "bottleneck": "bottleneck(norms=False)",
-    "bottleneck with norms": "bottleneck",
+    "bottleneck-norms": "bottleneck",
     "prefix": "prefix(length=10)",
     "prompt": "prompt(length=10)",
 }
-MERGED = "LoRA, merged"
+MERGED = "lora-qv, merged"
 STUDY = Study(
     "latency",
     "Latency of methods",
@@ -76,7 +76,7 @@ def measure(base: Any, ids: torch.Tensor, rounds: int) -> dict[str, float]:
         for number in range(rounds + 1):
             for name, way in ways.items():
                 taken[name] += _timed(way)[bool(not number) :]
-            base.merge("LoRA")  # merged weights are the base's own call
+            base.merge("lora-qv")  # merged weights are the base's own call
             taken[MERGED] += _timed(ways["base"])[bool(not number) :]
             base.unmerge()
     return {name: 1000 * statistics.median(many) for name, many in taken.items()}
@@ -147,7 +147,7 @@ def verdicts(added: dict[tuple[int, int], dict[str, float]], cells: list[tuple[i
             f"{large[0]} x {large[1]}",
         ),
         Verdict(
-            added[small]["LoRA"] < one,
+            added[small]["lora-qv"] < one,
             f"LoRA on q and v, attached, adds {added[small]['LoRA']:+.1f} % to {small[0]} x {small[1]} tokens",
         ),
     ]

@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from harness import Asked, Bench, Row, Study, Verdict, parser
+from harness import ALSO, Asked, Bench, Row, Study, Verdict, parser
 
 from onebase.core.contracts import AdapterModule
-from onebase.evaluation import evaluate_examples
-from onebase.examples import encode_rows
+from onebase.examples import encode_rows, run_examples
+from onebase.tasks import get_task
 
 STUDY = Study(
     "layer-removal",
@@ -37,12 +37,13 @@ def removed(bench: Bench, data: Any, layers: int):
                 out = {f"/{i}/" for i in range(first, last + 1)}
                 adapter.module = AdapterModule({n: d for n, d in whole.items() if not any(o in n for o in out)})
                 adapter.bind()
-                found = evaluate_examples(bench.base, run.name, examples, run.split)
+                found = run_examples(bench.base, run.name, examples)
+                value = get_task(adapter.task["kind"]).judge(adapter.task, adapter.head, examples, found).value
                 yield {
                     "first": first,
                     "last": last,
                     "seed": one.seed,
-                    "value": found.adapter.value,
+                    "value": value,
                     "metric": run.metric,
                     "whole": run.value,
                     "correct": None,
@@ -89,7 +90,7 @@ def verdicts(drops: dict[tuple[int, int], float], layers: int, data: Any) -> lis
         Verdict(single[worst] <= 2, f"the layer that costs most is {worst}: {single[worst]:.1f} points"),
         Verdict(lower < upper, f"without the lower half {lower:.1f} points less, without the upper half {upper:.1f}"),
         Verdict(
-            None,
+            ALSO,
             f"without all of them {drops[0, layers - 1]:.1f} points less; the majority is {100 * majority:.1f} % "
             "of the rows",
         ),

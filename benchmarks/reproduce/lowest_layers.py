@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 
-from harness import Asked, Bench, Study, Verdict, parser, within
+from harness import ALSO, Asked, Bench, Study, Verdict, parser, within
 
 from onebase.comparison.measuring import alone
 
@@ -71,7 +71,7 @@ def verdicts(bench: Bench, times: dict[int, float], layers: int) -> list[Verdict
     return [
         Verdict(faster, f"without the lower {half} of {layers}: {words}"),
         Verdict(None if gap is None else gap[2] >= 0 or gap[0] > -0.01, f"without the lower {half}: {within(gap)}"),
-        Verdict(None, f"with the adapters of the top layer alone: {within(most)}"),
+        Verdict(ALSO, f"with the adapters of the top layer alone: {within(most)}"),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 
-from harness import COLOURS, FULL, Asked, Bench, Study, Verdict, parser
+from harness import ALSO, COLOURS, FULL, Asked, Bench, Study, Verdict, parser
 
 TASKS = ("cr", "subj", "trec6", "mrpc", "rte", "cola", "sst2", "ag_news")
 METHODS = (FULL, "bottleneck", "lora", "prefix", "prompt")
@@ -70,7 +70,7 @@ def verdicts(bench: Bench, table: list[dict], given) -> list[Verdict]:
             f"times the base's values for all {len(given.tasks)} tasks (full: {by[FULL]['over the base']:.1f}); worse "
             f"beyond the noise on {', '.join(worse) or 'none'}"
         )
-        found.append(Verdict(gap >= -0.4 if method == "bottleneck" else None if abs(gap) < 0.4 else gap >= -0.4, words))
+        found.append(Verdict(gap >= -0.4 if method == "bottleneck" else ALSO, words))
     return found
 
 
