@@ -14,7 +14,7 @@ STUDY = Study(
     "Adapters of a few per cent of the parameters come close to full fine-tuning over a wide range of sizes. "
     "Fine-tuning only the top layers loses much with as few parameters: on MNLI the top layer alone reaches 77.8 %, "
     "adapters of size 64 with a quarter of its parameters 83.7 %, all of BERT 84.4 %. Training the norms alone is poor "
-    "(Houlsby et al. 2019, arXiv 1902.00751, section 3.5, figures 3 and 4).",
+    "(Houlsby et al. 2019, arXiv 1902.00751, section 3.4, figures 3 and 4).",
     "The top layers are trained by changes of their linear maps and biases; their norms stay. Every method has its own "
     "default rate.",
 )

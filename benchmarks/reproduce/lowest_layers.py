@@ -15,7 +15,7 @@ STUDY = Study(
     "lowest-layers",
     "Adapters left out of the lowest layers",
     "Leaving out the adapters of the first layers keeps most of the quality and saves time: nothing below the first "
-    "adapter needs a gradient (Rücklé et al. 2021, AdapterDrop, arXiv 2010.11918, sections 3 and 4).",
+    "adapter needs a gradient (Rücklé et al. 2021, AdapterDrop, arXiv 2010.11918, section 3).",
     "Time is that of an optimizer step by itself on this machine. The states below the first adapter can be kept "
     "between epochs too (`keep_mb`); that is not used here, where they are computed at every step.",
 )

@@ -14,7 +14,7 @@ STUDY = Study(
     "Length of prefixes, and few examples",
     "Performance rises with the length of the prefix up to a threshold, 10 for tables to text and 200 for summaries, "
     "and falls slightly behind it. With 50 to 500 examples prefixes are better than full fine-tuning, by 2.9 BLEU on "
-    "average (Li and Liang 2021, arXiv 2101.00190, sections 6.3 and 7.2, figures 3 and 4).",
+    "average (Li and Liang 2021, arXiv 2101.00190, sections 6.3 and 7.1, figures 3 and 4).",
     "Classification by an encoder instead of writing by a decoder; prefixes start from words and are trained directly. "
     "All start from the base's own head, so few examples are no start from nothing.",
 )
