@@ -148,7 +148,7 @@ def verdicts(added: dict[tuple[int, int], dict[str, float]], cells: list[tuple[i
         ),
         Verdict(
             added[small]["lora-qv"] < one,
-            f"LoRA on q and v, attached, adds {added[small]['LoRA']:+.1f} % to {small[0]} x {small[1]} tokens",
+            f"LoRA on q and v, attached, adds {added[small]['lora-qv']:+.1f} % to {small[0]} x {small[1]} tokens",
         ),
     ]
 
