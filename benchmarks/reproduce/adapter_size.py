@@ -5,7 +5,7 @@ python benchmarks/reproduce/adapter_size.py --data ../shared/data
 
 from __future__ import annotations
 
-from harness import FULL, Asked, Bench, Study, Verdict, parser, plot, within
+from harness import FULL, Asked, Bench, Study, Verdict, lower, parser, plot, within
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STUDY = Study(
@@ -87,15 +87,11 @@ def verdicts(bench: Bench, sizes: list[int]) -> list[Verdict]:
         )
     ]
     top = bench.apart({"what": "bottleneck", "size": middle}, {"what": "top layers", "size": 1})
-    found.append(
-        Verdict(
-            None if top is None else top[2] < 0, f"the top layer alone against adapters of size {middle}: {within(top)}"
-        )
-    )
+    found.append(Verdict(lower(top), f"the top layer alone against adapters of size {middle}: {within(top)}"))
     norms = bench.apart({"what": "bottleneck", "size": middle}, {"what": "norms", "size": 0})
     found.append(
         Verdict(
-            None if norms is None else norms[2] < 0,
+            lower(norms),
             f"the norms alone against adapters of size {middle}: {within(norms)}",
         )
     )

@@ -253,16 +253,34 @@ class Bench:
             + (f"at most {self.given.limit} rows of each split; " if self.given.limit else "")
             + (f"at most {self.given.epochs} epochs; " if self.given.epochs else "")
             + f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
-            "", "```", shlex.join(["python", *sys.argv]), "```", "",
+            "", "```", command(), "```", "",
         ]  # fmt: skip
         (folder / f"{self.study.name}.md").write_text("\n".join(lines), encoding="utf-8")
         print("\n".join(said))
+
+
+def command() -> str:
+    """Return the command that runs, without where this machine keeps things."""
+    words, places = [f"benchmarks/reproduce/{Path(sys.argv[0]).name}"], {"--data": "DATA", "--out": "RESULTS"}
+    for before, word in zip(sys.argv, sys.argv[1:]):
+        words.append(places.get(before, word))
+    return shlex.join(["python", *words])
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def lower(found: tuple[float, float, float] | None) -> bool | None:
+    """Whether the second of two is worse: None where the interval holds no difference, or nothing was measured."""
+    return None if found is None or found[1] <= 0 <= found[2] else found[0] < 0
+
+
+def higher(found: tuple[float, float, float] | None) -> bool | None:
+    """Whether the second of two is better, as `lower`."""
+    return None if found is None or found[1] <= 0 <= found[2] else found[0] > 0
 
 
 def within(found: tuple[float, float, float] | None) -> str:

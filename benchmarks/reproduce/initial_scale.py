@@ -5,7 +5,7 @@ python benchmarks/reproduce/initial_scale.py --data ../shared/data
 
 from __future__ import annotations
 
-from harness import Asked, Bench, Study, Verdict, parser, plot, within
+from harness import Asked, Bench, Study, Verdict, lower, parser, plot, within
 
 SCALES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STUDY = Study(
@@ -40,9 +40,7 @@ def main() -> None:
         )
     ]
     verdicts += [
-        Verdict(None if found[s] is None else found[s][2] < 0, f"scale {s:g} against {best:g}: {within(found[s])}")
-        for s in large
-        if s != best
+        Verdict(lower(found[s]), f"scale {s:g} against {best:g}: {within(found[s])}") for s in large if s != best
     ]
     table = [
         {"scale": f"{s:g}", "accuracy": bench.mean(scale=s), "seeds": len(bench.find(scale=s))} for s in given.scales

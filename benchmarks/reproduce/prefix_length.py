@@ -5,7 +5,7 @@ python benchmarks/reproduce/prefix_length.py --data ../shared/data
 
 from __future__ import annotations
 
-from harness import FULL, Asked, Bench, Study, Verdict, parser, plot, within
+from harness import FULL, Asked, Bench, Study, Verdict, higher, lower, parser, plot, within
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 EXAMPLES = (50, 100, 200, 500)
@@ -80,11 +80,11 @@ def verdicts(bench: Bench, lengths: list[int], examples: list[int]) -> list[Verd
     fall = bench.apart({"part": "length", "length": best}, {"part": "length", "length": max(lengths)})
     found = [
         Verdict(
-            None if rise is None else best != min(lengths) and rise[1] > 0,
+            higher(rise),
             f"the best length, {best}, against {min(lengths)}: {within(rise)}",
         ),
         Verdict(
-            None if fall is None or best == max(lengths) else fall[0] < 0,
+            lower(fall),
             f"the longest prefix, {max(lengths)}, against the best one: {within(fall)}",
         ),
     ]
@@ -93,8 +93,7 @@ def verdicts(bench: Bench, lengths: list[int], examples: list[int]) -> list[Verd
             {"part": "few", "examples": n, "method": FULL}, {"part": "few", "examples": n, "method": "prefix"}
         )
         said = f"with {n} examples prefixes against full fine-tuning: {within(gap)}"
-        # what the noise could have made is neither a yes nor a no
-        found.append(Verdict(None if gap is None or gap[1] < 0 < gap[2] else gap[0] > 0, said))
+        found.append(Verdict(higher(gap), said))
     return found
 
 

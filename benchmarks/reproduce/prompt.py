@@ -5,7 +5,7 @@ python benchmarks/reproduce/prompt.py --data ../shared/data
 
 from __future__ import annotations
 
-from harness import Asked, Bench, Study, Verdict, parser, plot, within
+from harness import Asked, Bench, Study, Verdict, higher, parser, plot, within
 
 LENGTHS = (1, 5, 20, 100, 150)
 STARTS = ("labels", "vocabulary", "uniform")
@@ -61,7 +61,7 @@ def verdicts(bench: Bench, lengths: list[int]) -> list[Verdict]:
     longer = bench.apart({"start": "labels", "length": some}, {"start": "labels", "length": lengths[-1]})
     found = [
         Verdict(
-            None if long is None or some == lengths[0] else long[1] > 0,
+            higher(long),
             f"{some} tokens against {lengths[0]}: {within(long)}",
         ),
         Verdict(
@@ -73,7 +73,7 @@ def verdicts(bench: Bench, lengths: list[int]) -> list[Verdict]:
         gap = bench.apart({"start": "uniform", "length": some}, {"start": start, "length": some})
         found.append(
             Verdict(
-                None if gap is None or gap[1] < 0 < gap[2] else gap[0] > 0,
+                higher(gap),
                 f"{some} tokens from {start} against random ones: {within(gap)}",
             )
         )
