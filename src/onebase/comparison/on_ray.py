@@ -6,6 +6,7 @@ pays on machines with many cores, or on a cluster; on two cores one pass over al
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ def on_ray(work: Work) -> Iterator[OnRay]:
         raise ConfigError("ray: this base has no id, and workers load it by that: use ob.load_base, or leave ray out")
     own = not ray.is_initialized()
     if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield OnRay(ray, work)
     finally:
