@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +28,7 @@ ROWS = [
 ]  # fmt: skip
 
 
+CR = Path(__file__).parents[2] / "shared" / "data" / "cr"
 needs_base = pytest.mark.skipif(embedded_folder() is None, reason="the embedded base is not installed (extra 'demo')")
 
 
@@ -45,6 +50,60 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     assert (tmp_path / "records.jsonl").read_text() == lines and again.results == found.results
     with pytest.raises(ConfigError, match="another folder"):
         ob.compare(base, ROWS, seeds=1, resume=True, **(asked | {"epochs": 2}))
+
+
+@needs_base
+@pytest.mark.slow
+@pytest.mark.skipif(not CR.is_dir(), reason="the data sets are not there")
+def test_a_budget_that_is_too_small_gives_what_was_finished(tmp_path) -> None:
+    base = ob.load_base("minilm")
+    methods = ["lora", "bitfit", "full"]
+    found = ob.compare(base, CR, limit=200, methods=methods, epochs=50, budget=20, folder=tmp_path)
+    values = [r.value for r in found.results]
+    assert values == sorted(values, reverse=True) and found.advice.method in {r.method for r in found.results}
+    given = {r.method: r for r in found.results}
+    cut = " ".join(found.cut)
+    assert "head only" in given and len(given) > 1 and "to fit the budget" in cut and "ms with all 3 methods" in cut
+    for method in methods:  # each has a result, or it is said that there was no time for it
+        assert method in given or any("no time for" in s and method in s for s in found.cut), method
+        if method in given and given[method].partial:
+            assert any("ended before the last epoch" in s and method in s for s in found.cut), method
+    kept = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert {r["method"] for r in kept if r["stage"] in ("final", "partial")} == set(given)
+
+
+@needs_base
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is a POSIX signal")
+def test_ctrl_c_leaves_results_and_resume_goes_on(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "onebase", "compare", "-d", str(tmp_path / "rows.jsonl"), "-b", "minilm", "-m", "bitfit",
+        "-m", "prompt(length=3)", "--epochs", "60", "--seeds", "1", "--budget", "2h", "--out", str(out), "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 600
+        while not (out / "records.jsonl").exists() or '"head only"' not in (out / "records.jsonl").read_text():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1)  # into the pass of the seed, which begins now
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    early = json.loads(stdout)
+    assert all(r["partial"] for r in early["results"] if r["method"] != "head only") and len(early["results"]) == 3
+    assert any("interrupted" in sentence for sentence in early["cut"]) and list((out / "passes").iterdir())
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    whole = json.loads(done.stdout)
+    assert not any(r["partial"] for r in whole["results"]) and not list((out / "passes").iterdir())
+    curves = {r["method"]: r["curves"][0] for r in whole["results"] if r["method"] != "head only"}
+    before = {r["method"]: r["curves"][0] for r in early["results"] if r["method"] != "head only"}
+    for method, curve in curves.items():  # it went on: what was there is there again
+        assert len(curve) == 61 and curve[: len(before[method]) - 1] == before[method][:-1]
 
 
 @needs_base
@@ -121,6 +180,9 @@ def test_a_pass_that_ended_early_counts_and_goes_on_to_the_same_bits(tmp_path, m
         assert found.stopped is None and found.rows == rows
         assert all(torch.equal(a, b) for a, b in zip(whole, tensors(found), strict=True))
     assert not place.exists()
+    with trained(Ends(3 * steps - 1), place) as found:  # time ends with the last step: nothing is left to do
+        assert found.stopped is None and not place.exists()
+        assert all(torch.equal(a, b) for a, b in zip(whole, tensors(found), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import onebase as ob
 from onebase.loading import embedded_folder
+from onebase.training.loop import Reporter
 
 CR = Path(__file__).parents[2] / "shared" / "data" / "cr"
 PLACES = {  # of BERT's linear maps -> names of sites
@@ -37,19 +38,30 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict[str, str]]]:
     """Real reviews where they are there, made ones elsewhere."""
-    sizes = {"train": 96, "validation": 64, "test": 128}
+    sizes = {"train": 64, "validation": 32, "test": 96}
     if CR.is_dir():
         texts = {split: (CR / f"{split}.csv").read_text(encoding="utf-8") for split in sizes}
         return {split: list(csv.DictReader(io.StringIO(texts[split])))[:n] for split, n in sizes.items()}
     words = [("lovely", "good"), ("fine", "good"), ("awful", "bad"), ("poor", "bad")]
     made = [{"text": f"The {i} rooms were {w}, I{' do not' * (i % 3 == 0)} come again.", "label": label}
             for i in range(80) for w, label in words]  # fmt: skip
-    return {"train": made[:96], "validation": made[96:160], "test": made[160:288]}
+    return {"train": made[:64], "validation": made[64:96], "test": made[96:192]}
+
+
+class Keeps(Reporter):
+    """Keeps the adapter as it is after every epoch."""
+
+    def __init__(self, base: ob.Base):
+        self.base, self.kept = base, []
+
+    def epoch(self, entry: dict[str, float]) -> None:
+        (adapter,) = self.base.adapters.values()
+        self.kept.append(adapter.snapshot())
 
 
 @pytest.fixture(scope="module")
 def run(rows, tmp_path_factory):
-    """Return a run of this package, its base, and what its adapter started from."""
+    """Return a run of this package, its base, what its adapter started from and was after every epoch."""
     folder = tmp_path_factory.mktemp("rows")
     for split, many in rows.items():
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -60,11 +72,12 @@ def run(rows, tmp_path_factory):
     base.add("start", ob.LoRA(rank=RANK, alpha=ALPHA), seed=SEED)
     start = {site: delta.A.detach().clone() for site, delta in base.adapters["start"].module.items()}
     base.remove("start")
+    keeps = Keeps(base)
     done = ob.train(
         base, folder, ob.LoRA(rank=RANK, alpha=ALPHA), lr=LR, head_lr=HEAD_LR, epochs=EPOCHS, batch_size=BATCH,
-        weight_decay=DECAY, seed=SEED, patience=0, dtype="float32", attention="eager",
+        weight_decay=DECAY, seed=SEED, patience=0, dtype="float32", attention="eager", report=keeps,
     )  # fmt: skip
-    return done, base, start
+    return done, base, start, keeps.kept
 
 
 class HandLoRA(nn.Module):
@@ -79,8 +92,8 @@ class HandLoRA(nn.Module):
         return self.own(x) + (x @ self.A.T) @ self.B.T * (ALPHA / RANK)
 
 
-def by_hand(rows, start, own_head, labels) -> list[torch.Tensor]:
-    """Train with plain PyTorch; return the logits of the test rows after every epoch."""
+def by_hand(rows, start, own_head, labels) -> list[tuple[float, torch.Tensor]]:
+    """Train with plain PyTorch; return after every epoch its mean loss and the logits of the test rows."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
@@ -115,49 +128,62 @@ def by_hand(rows, start, own_head, labels) -> list[torch.Tensor]:
     steps = EPOCHS * math.ceil(len(texts) / BATCH)
     warm, step, order, found = max(1, round(0.1 * steps)), 0, torch.Generator().manual_seed(SEED), []
     for _ in range(EPOCHS):
+        total = 0.0
         places = torch.randperm(len(texts), generator=order)
         for batch in places.split(BATCH):
             factor = min((step + 1) / warm, (steps - step) / max(1, steps - warm))
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * factor
-            F.cross_entropy(logits([texts[i] for i in batch]), targets[batch]).backward()
+            loss = F.cross_entropy(logits([texts[i] for i in batch]), targets[batch])
+            total += float(loss.detach()) * len(batch)
+            loss.backward()
             nn.utils.clip_grad_norm_([*low, weight, bias], 1.0)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
         with torch.no_grad():
-            found.append(torch.cat([logits([row["text"]]) for row in rows["test"]]))
+            found.append((total / len(texts), torch.cat([logits([row["text"]]) for row in rows["test"]])))
     return found
 
 
 def test_final_logits_are_those_of_plain_pytorch(rows, run) -> None:
-    done, base, start = run
+    done, base, start, kept = run
     adapter = base.adapters[done.name]
     own = {name: t.detach() for name, t in adapter.base_head.state_dict().items()}
-    expected = by_hand(rows, start, own, adapter.labels)[done.history.best - 1]
-    texts = [row["text"] for row in rows["test"]]
-    shares = torch.softmax(expected.double(), -1)
-    for answer, logits, share in zip(base.predict(texts, done.name), expected, shares, strict=True):
-        found = [answer.scores[label] for label in adapter.labels]
-        assert found == pytest.approx(share.tolist(), abs=1e-4)
-        margin = math.log(found[1] / found[0])  # of two labels the margin is all that the chances tell
-        assert margin == pytest.approx(float(logits[1] - logits[0]), abs=1e-4)
+    texts, best = [row["text"] for row in rows["test"]], adapter.snapshot()
+    epochs = zip(kept, done.history.epochs[1:], by_hand(rows, start, own, adapter.labels), strict=True)
+    try:
+        for tensors, entry, (loss, expected) in epochs:
+            assert entry["loss"] == pytest.approx(loss, abs=1e-4)
+            adapter.put(tensors)
+            for answer, logits in zip(base.predict(texts, done.name), expected, strict=True):
+                found = [answer.probabilities[label] for label in adapter.labels]
+                margin = math.log(found[1] / found[0])  # of two labels the margin is all that the chances tell
+                assert margin == pytest.approx(float(logits[1] - logits[0]), abs=1e-4)
+    finally:
+        adapter.put(best)
 
 
 def test_what_is_said_of_a_run_is_scipys(rows, run) -> None:
-    done, base, _ = run
-    gold = [row["label"] for row in rows["test"]]
-    right = [p.label == g for p, g in zip(base.predict([row["text"] for row in rows["test"]], done.name), gold)]
-    assert done.value == pytest.approx(np.mean(right))
+    from onebase.evaluation import evaluate_examples
+    from onebase.examples import encode_rows
+
+    done, base, _, kept = run
+    adapter = base.adapters[done.name]
+    adapter.put(kept[-1])  # of few rows the start may be kept, which answers as the base does
+    data = ob.load_data(rows["train"] + rows["test"], text="text", label="label")
+    found = evaluate_examples(base, done.name, encode_rows(base, adapter.task, data.train), "train")
+    gold = [str(label) for label in data.train.label]
+    right = [p.label == g for p, g in zip(base.predict(list(data.train.text), done.name), gold, strict=True)]
+    assert found.adapter.value == pytest.approx(np.mean(right))
     wilson = stats.binomtest(sum(right), len(right)).proportion_ci(0.95, method="wilson")
-    assert done.interval == pytest.approx((wilson.low, wilson.high))
-    before = done.scores.base.correct
+    assert found.adapter.interval == pytest.approx((wilson.low, wilson.high))
+    before = found.base.correct
     fixed = sum(new and not old for old, new in zip(before, right))
     broken = sum(old and not new for old, new in zip(before, right))
-    assert (done.test.fixed, done.test.broken) == (fixed, broken) and fixed + broken
-    assert done.test.p_value == pytest.approx(stats.binomtest(fixed, fixed + broken).pvalue)
-    n = len(right)
-    assert done.test.difference == pytest.approx((fixed - broken) / n)
+    assert (found.test.fixed, found.test.broken) == (fixed, broken) and fixed + broken
+    assert found.test.p_value == pytest.approx(stats.binomtest(fixed, fixed + broken).pvalue)
+    assert found.test.difference == pytest.approx((fixed - broken) / len(right))
 
 
 def test_what_is_said_of_a_comparison_follows_from_its_records(rows, tmp_path) -> None:

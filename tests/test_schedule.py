@@ -10,8 +10,8 @@ from onebase.comparison.searching import best_factor
 CR = Sizes(train=2825, validation=376, test=564)
 SEVEN = [f"method{i}" for i in range(7)]
 # rows a second of two quiet cores: 150 in joint passes of adapters, 70 of full fine-tuning
-COSTS = Costs(per_row={**dict.fromkeys(SEVEN, 1 / 150), "full": 1 / 70})
 EIGHT = [*SEVEN, "full"]
+COSTS = Costs(per_row={**dict.fromkeys(SEVEN, 1 / 150), "full": 1 / 70}, per_scored=dict.fromkeys(EIGHT, 1 / 300))
 
 
 def test_eight_methods_and_three_seeds_fit_half_an_hour() -> None:
@@ -38,6 +38,12 @@ def test_less_time_never_gives_more() -> None:
         assert fits or "even that" in found.cut[-1], left
         before = amount
     assert Schedule.of(found.record()) == found
+
+
+def test_when_the_search_is_over_all_time_is_for_the_seeds() -> None:
+    before = fit(COSTS, EIGHT, CR, 1800, epochs=5, seeds=3)
+    after = fit(COSTS, EIGHT, CR, 1800, epochs=5, seeds=3, searched=before.rungs)
+    assert (after.rungs, after.search_seconds) == (before.rungs, 0) and after.epochs >= before.epochs
 
 
 def test_rungs_are_never_larger_than_the_data() -> None:

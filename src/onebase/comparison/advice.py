@@ -27,7 +27,7 @@ class Result:
         parameters, share: trained values, and their share of the base's.
         bytes: of one file.
         seconds: training time of one run by itself, scoring not counted.
-        latency: seconds of one text; throughput: texts a second, 32 at once; attached.
+        latency: seconds of one text; throughput: texts a second, 16 at once; attached.
         merged_latency, merged_throughput: written into the base's weights; None where that cannot be.
         slowdown: latency over that of the plain base.
         memory: bytes of tensors at the highest point of training, None where not measured.

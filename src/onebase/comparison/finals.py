@@ -66,11 +66,21 @@ def finals(
                          + ("" if record["stage"] == "final" else f", after {record['seen']:,} rows"))  # fmt: skip
             elif record["stage"] == "failed":
                 yield f"{record['method']} seed {record['seed']}: its loss was not finite with lr = {record['lr']:g}"
-        left = [f"{m} seed {seed}" for m, seed in todo if not _over(work, m, seed)]
-        if left:
-            yield f"ended before its last epoch, so that what it had reached counts: {', '.join(left)}"
+        yield from _left(work, todo)
         if ended:
             return
+
+
+def _left(work: Work, todo: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Say which runs ended early and which were not begun."""
+    left = [(m, seed) for m, seed in todo if not _over(work, m, seed)]
+    for seed in dict.fromkeys(seed for _, seed in left):
+        begun = [m for m, s in left if s == seed and work.book.has("partial", method=m, seed=seed)]
+        never = [m for m, s in left if s == seed and m not in begun]
+        if begun:
+            yield f"seed {seed}: ended before the last epoch of {', '.join(begun)}; what they reached is scored"
+        if never:
+            yield f"seed {seed}: no time for {', '.join(never)}"
 
 
 def _over(work: Work, method: str, seed: int) -> bool:

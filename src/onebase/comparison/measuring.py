@@ -25,14 +25,14 @@ from onebase.training.prepare import Prepared, discard, prepare
 from onebase.training.run import kernels_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
     from onebase.base import Base
 
-ROUNDS = 7  # of every timing, plain and adapted in turn, of which the median counts
-MANY = 32  # rows of a throughput call
+ROUNDS = 5  # of every timing, plain and adapted in turn, of which the median counts
+MANY = 16  # rows of a throughput call
 STEPS = 2  # optimizer steps of a run by itself that are timed, after two that are not
 
 
@@ -61,7 +61,7 @@ def answers(
 
 
 def speeds(base: Base, name: str, data: Data) -> dict[str, Any]:
-    """Time one row and 32 at once, plain, with the adapter, and merged where it can be.
+    """Time one row and 16 at once, plain, with the adapter, and merged where it can be.
 
     Returns:
         latency, throughput: seconds of a row, rows a second, attached; plain_*: of the base with its own head;
@@ -74,8 +74,8 @@ def speeds(base: Base, name: str, data: Data) -> dict[str, Any]:
     own_spec, own = task.own(base, adapter.task, adapter.base_head, examples.for_base)
     plain = (None, own, own_spec, adapter.base_head)
     attached = (name, examples, None, None)
-    one, base_one = _timed(base, attached, plain, 1)
-    many, base_many = _timed(base, attached, plain, len(examples))
+    one, base_one = _timed(base, (attached, plain), 1)
+    many, base_many = _timed(base, (attached, plain), len(examples))
     found: dict[str, Any] = {
         "latency": one, "throughput": len(examples) / many, "plain_latency": base_one,
         "plain_throughput": len(examples) / base_many, "slowdown": one / base_one, "rows_at_once": len(examples),
@@ -88,18 +88,18 @@ def speeds(base: Base, name: str, data: Data) -> dict[str, Any]:
             return found
         try:
             merged = (None, examples, adapter.task, adapter.head)
-            found["merged_latency"] = _timed(base, merged, merged, 1)[0]
-            found["merged_throughput"] = len(examples) / _timed(base, merged, merged, len(examples))[0]
+            found["merged_latency"] = _timed(base, (merged,), 1)[0]
+            found["merged_throughput"] = len(examples) / _timed(base, (merged,), len(examples))[0]
         finally:
             restore(weights)
     return found
 
 
-def _timed(base: Base, one: tuple[Any, ...], other: tuple[Any, ...], rows: int) -> tuple[float, float]:
-    """Return the median seconds of two calls, made in turn so that a busy moment meets both."""
-    taken: tuple[list[float], list[float]] = ([], [])
+def _timed(base: Base, ways: Sequence[tuple[Any, ...]], rows: int) -> list[float]:
+    """Return the median seconds of calls, made in turn so that a busy moment meets all of them."""
+    taken: list[list[float]] = [[] for _ in ways]
     for _ in range(ROUNDS):
-        for who, times in zip((one, other), taken):
+        for who, times in zip(ways, taken):
             name, examples, spec, head = who
             began = time.perf_counter()
             with torch.no_grad():
@@ -107,7 +107,7 @@ def _timed(base: Base, one: tuple[Any, ...], other: tuple[Any, ...], rows: int) 
             if base.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-    return sorted(taken[0])[ROUNDS // 2], sorted(taken[1])[ROUNDS // 2]
+    return [sorted(times)[ROUNDS // 2] for times in taken]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,12 @@ class Alone:
 
     Attributes:
         seconds_per_row: of an optimizer step over its rows, scoring not counted.
+        seconds_per_scored: of a row that is scored, in the base's own dtype.
         memory: bytes of tensors at the highest point of a step, weights and optimizer included.
     """
 
     seconds_per_row: float
+    seconds_per_scored: float
     memory: int
 
 
@@ -171,7 +173,22 @@ def _steps(base: Base, prepared: Prepared, kernels: Kernels) -> Alone:
     # trained values, the copy of the best epoch, two moments; a trained base is its own trained values
     own = 4 * held if held < weights else 3 * held
     memory = torch.cuda.max_memory_allocated() if cuda else weights + own + watch.peak
-    return Alone(seconds_per_row=seconds / max(1, state.history.rows - rows), memory=int(memory))
+    return Alone(
+        seconds_per_row=seconds / max(1, state.history.rows - rows), seconds_per_scored=_scored(base, prepared),
+        memory=int(memory),
+    )  # fmt: skip
+
+
+def _scored(base: Base, prepared: Prepared) -> float:
+    """Return the seconds of a validation row, as scoring takes them."""
+    prepared.adapter.train(False)
+    held = prepared.examples["validation"]
+    index = range(min(2 * MANY, len(held)))
+    with torch.no_grad():
+        forward(base, prepared.adapter.name, held, index[: len(index) // 2 + 1])  # warms up
+        began = time.perf_counter()
+        forward(base, prepared.adapter.name, held, index)
+        return (time.perf_counter() - began) / len(index)
 
 
 def _next(state: Any) -> None:

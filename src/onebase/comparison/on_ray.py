@@ -6,6 +6,7 @@ pays on machines with many cores, or on a cluster; on two cores one pass over al
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ class OnRay:
         self.ray, self.work = ray, work
         self.workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._idle: list[Any] = []
+        self._begun = 0
 
     def groups(self, todo: Sequence[T]) -> list[list[T]]:
         """Every candidate by itself."""
@@ -88,7 +90,8 @@ class OnRay:
 
     def _begin(self, passes: int) -> None:
         """Start workers, once the methods were measured: with all of them at work, times would be others."""
-        if self._idle:
+        missing = min(self.workers, passes) - self._begun
+        if missing <= 0:
             return
         base = self.work.base
         about = {
@@ -97,7 +100,8 @@ class OnRay:
         }  # fmt: skip
         data, known = self.ray.put(self.work.data), list(self.work.book.find("alone"))
         make = self.ray.remote(num_cpus=1)(Worker)
-        self._idle = [make.remote(about, data, known) for _ in range(min(self.workers, passes))]
+        self._idle += [make.remote(about, data, known) for _ in range(missing)]
+        self._begun += missing
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def on_ray(work: Work) -> Iterator[OnRay]:
         raise ConfigError("ray: this base has no id, and workers load it by that: use ob.load_base, or leave ray out")
     own = not ray.is_initialized()
     if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield OnRay(ray, work)
     finally:

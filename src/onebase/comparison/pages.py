@@ -52,7 +52,7 @@ COMPARISON = """<h1>{{ advice.method or "No method fits" }}</h1>
 (Holm).
 Forgetting is the change on neutral text with the adapter on: {{ "the base's loss, nats per token" if
 results[-1].forgetting_measure == "loss" else "1 - cosine of the base's states, as it has no head to lose with" }}.
-Training time and memory are those of one run by itself; texts/s are of 32 at once, attached.</p>
+Training time and memory are those of one run by itself; texts/s are of 16 at once, attached.</p>
 {% for title, figure in figures.items() %}<h2>{{ title }}</h2><figure>{{ figure | safe }}</figure>{% endfor %}
 {% for r in results if r.method == advice.method and r.examples %}
 {% for which, rows in r.examples.items() if rows %}<h2>Rows that {{ r.method }} {{ which }}</h2>

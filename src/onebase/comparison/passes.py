@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from onebase.adapter import Adapter
 from onebase.comparison.advice import FULL, HEAD
 from onebase.comparison.forgetting import forgetting
 from onebase.comparison.measuring import answers, speeds
-from onebase.comparison.schedule import HELD
 from onebase.comparison.together import Candidate, Deadline, rank, trained_together
 from onebase.comparison.work import Work
-from onebase.training.full import Full, opened
+from onebase.core.contracts import AdapterModule
+from onebase.methods.method import Method
+from onebase.tasks import get_task
+from onebase.training.full import Full
 from onebase.training.loop import Reporter
 from onebase.training.prepare import Prepared, discard, prepare
+
+if TYPE_CHECKING:
+    from onebase.base import Base
 
 SPEEDS = ("latency", "throughput", "slowdown", "merged_latency", "merged_throughput")
 
@@ -42,7 +46,7 @@ class Pass:
     factors: tuple[float, ...] = ()
     epochs: int = 1
     rows: int
-    held: int = HELD
+    held: int
     measured: tuple[str, ...] = ()
     closing: float = 0.0
 
@@ -140,12 +144,8 @@ def _scores(scores: Any) -> dict[str, Any]:
 def own_record(work: Work, rows: int, held: int) -> dict[str, Any]:
     """Score the base with its own head, which is fitted on the same rows as the methods are trained on."""
     base = work.base
-    with ExitStack() as stack:
-        build = stack.enter_context(opened(base))  # nothing is trained: the head is wanted
-        began = time.monotonic()
-        run = prepare(base, Reporter(), data=work.part(rows, held, True), method=Full(), build=build,
-                      shared=work.shared)  # fmt: skip
-        stack.callback(discard, base, run)
+    run = prepare(base, Reporter(), data=work.part(rows, held, True), method=Full(), build=_bare, shared=work.shared)
+    try:
         adapter = run.adapter
         split = _scored(work, Pass(stage="final", candidates=(), rows=rows, held=held))
         scores, told = answers(base, None, adapter.task, adapter.base_head, run.examples[split].for_base)
@@ -154,5 +154,15 @@ def own_record(work: Work, rows: int, held: int) -> dict[str, Any]:
             "stage": "final", "method": HEAD, "seed": 0, "lr": None, **_scores(scores), **told, "seconds": 0.0,
             "parameters": 0, "share": 0.0, "bytes": 0, "mergeable": False, "curve": [], "forgetting": None,
             "memory": None, "latency": taken["plain_latency"], "throughput": taken["plain_throughput"],
-            "slowdown": 1.0, "merged_latency": None, "merged_throughput": None, "fitted": time.monotonic() - began,
+            "slowdown": 1.0, "merged_latency": None, "merged_throughput": None,
         }  # fmt: skip
+    finally:
+        discard(base, run)
+
+
+def _bare(base: Base, name: str, method: Method, task: dict[str, Any], seed: int, **_: Any) -> Adapter:
+    """Build an adapter that changes nothing, for the head that is fitted beside it."""
+    adapter = Adapter(name, method, AdapterModule({}), task)
+    head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
+    adapter.head = head if head is None else head.to(base.device)
+    return adapter

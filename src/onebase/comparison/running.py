@@ -25,6 +25,7 @@ from onebase.comparison.work import Work
 from onebase.data import Data, load
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.registry import parse_method
+from onebase.training.full import check_trainable
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -134,7 +135,7 @@ def compare(
     results = summarize(work.book.records, work.rows())
     if not _trained(work):
         raise ConfigError(f"budget = {budget:.0f} s: no method was trained; give more time, or fewer rows or methods")
-    settled = next(work.book.find("plan"))
+    settled = list(work.book.find("plan"))[-1]
     return Comparison(
         base=base.id, data=found.source, kind=found.kind, metric=results[0].metric, results=tuple(results),
         advice=recommend(results, limits), cut=tuple(cut), folder=Path(folder),
@@ -154,17 +155,21 @@ def _steps(
     """Warm up, plan, search and train; yield sentences on what was cut."""
     ends = began + budget
     work.warm_up(methods, began + WARMING * budget)
-    settled = next(work.book.find("plan"), None)
-    if settled is None:
+
+    def planned(searched: Any = None) -> Schedule:
         costs = work.costs(methods, engine.workers)
-        schedule = fit(costs, methods, work.sizes, ends - time.monotonic(), epochs, seeds)
-        work.book.add(schedule.record())
-    else:
-        schedule = Schedule.of(settled)
+        found = fit(costs, methods, work.sizes, ends - time.monotonic(), epochs, seeds, searched)
+        work.book.add(found.record())
+        return found
+
+    plans = list(work.book.find("plan"))
+    schedule = Schedule.of(plans[-1]) if plans else planned()
     work.say(schedule.sentence())
-    yield from schedule.cut
     if not work.book.has("rate"):
         yield from search(work, methods, schedule, engine)
+        schedule = planned(schedule.rungs)  # by now it is known what passes take
+        work.say(schedule.sentence())
+    yield from schedule.cut
     yield from finals(work, methods, seeds, schedule, engine, ends)
 
 
@@ -195,7 +200,9 @@ def carried(base: Base, methods: Sequence[str]) -> tuple[list[str], list[str]]:
     kept, refused = [], []
     for method in dict.fromkeys(m if m == FULL else parse_method(m).shorthand() for m in methods):
         try:
-            if method != FULL:
+            if method == FULL:
+                check_trainable(base)
+            else:
                 base.add("candidate", parse_method(method))
                 base.remove("candidate")
             kept.append(method)

@@ -15,8 +15,7 @@ SEARCHES: tuple[tuple[tuple[int, int], ...], ...] = (
 )  # fmt: skip
 SEARCH = 0.25  # share of the budget that rates may take: defaults are measured, so runs of the seeds are worth more
 HELD = 256  # validation rows of the search
-SCORING = 0.4  # time of a scored row over that of a trained one: no backward pass
-MEASURED = 1000  # rows scored to time answers, plain, attached and merged, and to see what is forgotten
+MEASURED = 300  # rows scored to time answers, plain, attached and merged, and to see what is forgotten
 MARGIN = 0.85  # of the time that is left is planned with: steps of a busy machine are not all alike
 FEW_EPOCHS = 2  # epochs below which rows are left out instead
 LEAST = 256  # training rows below which nothing is cut any more
@@ -38,15 +37,17 @@ class Costs:
 
     Attributes:
         per_row: method -> seconds of a training row by itself, as measured.
+        per_scored: method -> seconds of a row that is scored.
         ratio: what passes took over what this said of them.
     """
 
     per_row: Mapping[str, float]
+    per_scored: Mapping[str, float]
     ratio: float = 1.0
 
     def of(self, methods: Sequence[str], trained: float, scored: float) -> float:
         """Return seconds in which each method trains so many rows and scores so many."""
-        return self.ratio * (trained + SCORING * scored) * sum(self.per_row[m] for m in methods)
+        return self.ratio * sum(trained * self.per_row[m] + scored * self.per_scored[m] for m in methods)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Schedule:
         rungs: of the search: (rates of each method, training rows).
         epochs, rows, held: of the seeds' runs: epochs at most, rows of training and of validation.
         seeds: that are expected to fit.
-        search_seconds, seconds: that search and seeds are expected to take.
+        search_seconds, seconds: that search and seeds are expected to take; 0 for a search that is over.
         cut: what was left out, and why, as sentences.
     """
 
@@ -83,14 +84,17 @@ class Schedule:
     def sentence(self) -> str:
         """Say what will be done."""
         tried = ", then ".join(f"{rates} rates a method on {rows:,} rows" for rates, rows in self.rungs)
-        search = f"{tried} ({_minutes(self.search_seconds)}); " if self.rungs else ""
+        search = f"{tried} ({_minutes(self.search_seconds)}); " if self.search_seconds else ""
         return (
             f"plan: {search}{self.seeds} seeds of at most {self.epochs} epochs over {self.rows:,} rows "
             f"({_minutes(self.seconds)})"
         )
 
 
-def fit(costs: Costs, methods: Sequence[str], sizes: Sizes, left: float, epochs: int, seeds: int) -> Schedule:
+def fit(
+    costs: Costs, methods: Sequence[str], sizes: Sizes, left: float, epochs: int, seeds: int,
+    searched: tuple[tuple[int, int], ...] | None = None,
+) -> Schedule:  # fmt: skip
     """Choose what fits, as much for every method: first the search, then epochs, rows and seeds, cut in this order.
 
     Args:
@@ -99,9 +103,10 @@ def fit(costs: Costs, methods: Sequence[str], sizes: Sizes, left: float, epochs:
         sizes: of the data.
         left: seconds.
         epochs, seeds: asked for.
+        searched: the rungs of the search that is over; None where it is to come.
     """
     usable = MARGIN * left
-    rungs, searching = _search(costs, methods, sizes, SEARCH * usable)
+    rungs, searching = _search(costs, methods, sizes, SEARCH * usable) if searched is None else (searched, 0.0)
     options = list(_options(sizes, epochs, seeds))
     chosen, seconds = options[-1], 0.0
     for option in options:

@@ -45,8 +45,10 @@ def search(work: Work, methods: Sequence[str], schedule: Schedule, engine: Engin
 
 def _pass(work: Work, group: Sequence[tuple[str, float]], rows: int) -> Pass:
     candidates = tuple(Candidate(method=m, lr=work.rate(m, f)) for m, f in group)
-    closing = work.costs([m for m, _ in group]).of([m for m, _ in group], 0, min(HELD, work.sizes.validation))
-    return Pass(stage="search", candidates=candidates, factors=tuple(f for _, f in group), rows=rows, closing=closing)
+    methods, held = [m for m, _ in group], min(HELD, work.sizes.validation)
+    closing = work.costs(methods).of(methods, 0, held)
+    return Pass(stage="search", candidates=candidates, factors=tuple(f for _, f in group), rows=rows, held=held,
+                closing=closing)  # fmt: skip
 
 
 def _tried(work: Work, method: str, factor: float, rows: int) -> bool:

@@ -114,12 +114,14 @@ class Trained:
         runs: per candidate its run, attached, with the kept epoch in place; None where its loss was not finite.
         stopped: what ended the pass before its last step, or None.
         rows: training rows that every candidate has seen, unless it was over before.
+        before: how many of them were seen by the pass that this one goes on with.
         seconds: the pass took.
     """
 
     runs: tuple[Prepared | None, ...]
     stopped: Stopped | None
     rows: int
+    before: int
     seconds: float
 
 
@@ -148,7 +150,6 @@ def trained_together(
     assert not whole or len(candidates) == 1, "full fine-tuning changes the base of the others"
     shared = {} if shared is None else shared
     prepared: list[Prepared] = []
-    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         more: dict[str, Any] = {"build": stack.enter_context(opened(base))} if whole else {}
         stack.callback(_discard, base, prepared)
@@ -163,15 +164,20 @@ def trained_together(
         checkpoint = None if place is None else PassCheckpoint(place, [_identity(base, p) for p in prepared])
         if checkpoint is not None and checkpoint.restore(members):
             kernels = kernels_of(base, checkpoint.facts["kernels"])
+        before = _seen(members)
         base.model.requires_grad_(whole)
         kernels = kernels or kernels_for(base, prepared)
+        began = time.monotonic()
         stopped = _fit(base, members, kernels, report, checkpoint)
         base.model.requires_grad_(False)
         for each in prepared:
             each.adapter.fold()
         runs = tuple(None if member.failed else each for member, each in zip(members, prepared))
-        left = [m.state.history.rows for m in members if m.failed is None]
-        yield Trained(runs, stopped, max(left, default=0), time.monotonic() - began)
+        yield Trained(runs, stopped, _seen(members), before, time.monotonic() - began)
+
+
+def _seen(members: Sequence[Member]) -> int:
+    return max((m.state.history.rows for m in members if m.failed is None), default=0)
 
 
 def _discard(base: Base, prepared: Sequence[Prepared]) -> None:
@@ -194,6 +200,11 @@ def _fit(
     try:
         fit_many(base, members, kernels, report)
     except Stopped as error:
+        if not any(member.live for member in members):  # it was the last step of all
+            for member in members:
+                member.state.end()
+            _forget(checkpoint)
+            return None
         if checkpoint is not None:
             checkpoint.facts["kernels"] = kernels.facts()
             checkpoint.write(members)
@@ -202,9 +213,13 @@ def _fit(
                 if member.failed is None and member.over is None:
                     _end_early(member)
         return error
+    _forget(checkpoint)
+    return None
+
+
+def _forget(checkpoint: PassCheckpoint | None) -> None:
     if checkpoint is not None:
         checkpoint.remove()
-    return None
 
 
 def _end_early(member: Member) -> None:

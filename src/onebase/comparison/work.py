@@ -11,7 +11,7 @@ from onebase.comparison.advice import FULL
 from onebase.comparison.forgetting import reference
 from onebase.comparison.measuring import alone
 from onebase.comparison.records import Book
-from onebase.comparison.schedule import HELD, SCORING, Costs, Sizes
+from onebase.comparison.schedule import HELD, Costs, Sizes
 from onebase.comparison.together import Interrupts, Trained
 from onebase.data import Data
 from onebase.data.rows import digest_of
@@ -107,12 +107,14 @@ class Work:
             methods: of interest.
             workers: how many passes are made at once.
         """
-        known = {r["method"]: r["seconds_per_row"] for r in self.book.find("alone")}
-        usual = sum(known.values()) / len(known)
+        known = {r["method"]: (r["seconds_per_row"], r["seconds_per_scored"]) for r in self.book.find("alone")}
+        usual = tuple(sum(each) / len(known) for each in zip(*known.values()))
         passes = list(self.book.find("pass"))
         expected, taken = (sum(p[key] for p in passes) for key in ("alone", "seconds"))
         ratio = min(max(taken / expected, LIMITS[0]), LIMITS[1]) if expected else 1.0
-        return Costs(per_row={m: known.get(m, usual) for m in methods}, ratio=ratio / workers)
+        of = {m: known.get(m, usual) for m in methods}
+        return Costs(per_row={m: both[0] for m, both in of.items()}, per_scored={m: both[1] for m, both in of.items()},
+                     ratio=ratio / workers)  # fmt: skip
 
     def record_of_pass(self, methods: Sequence[str], found: Trained, scored: int) -> dict[str, Any]:
         """Return what a pass took, beside what its methods' costs said of it.
@@ -122,10 +124,10 @@ class Work:
             found: the pass.
             scored: validation rows that each candidate was scored on.
         """
-        known = self.costs(methods).per_row
+        known = replace(self.costs(methods), ratio=1.0)
         return {
             "stage": "pass", "methods": list(methods), "rows": found.rows, "seconds": found.seconds,
-            "alone": sum(known[m] for m in methods) * (found.rows + SCORING * scored),
+            "alone": known.of(methods, found.rows - found.before, scored),
             "ended": None if found.stopped is None else type(found.stopped).__name__,
         }  # fmt: skip
 

@@ -76,6 +76,12 @@ class FullAdapter(Adapter):
                 own[name].copy_(tensor)
 
 
+def check_trainable(base: Base) -> None:
+    """Raise UnsupportedError where the base's own values cannot be trained."""
+    if kind := quantization_of(base.model):
+        raise UnsupportedError(f"the base is quantized ({kind}), and quantized weights cannot be trained")
+
+
 @contextmanager
 def opened(base: Base) -> Iterator[Callable[..., Adapter]]:
     """Let the base itself be trained, and put it back when the block ends.
@@ -93,8 +99,7 @@ def opened(base: Base) -> Iterator[Callable[..., Adapter]]:
     """
     if base.adapters:
         raise ConfigError(f"full fine-tuning changes what {', '.join(base.adapters)} stand on: remove them first")
-    if kind := quantization_of(base.model):
-        raise UnsupportedError(f"the base is quantized ({kind}), and quantized weights cannot be trained")
+    check_trainable(base)
     start = [p.detach().clone() for p in base.model.parameters()]
 
     def build(base: Base, name: str, method: Method, task: dict[str, Any], seed: int, **_: Any) -> Adapter:
