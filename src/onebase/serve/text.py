@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from onebase.serve.scheduler import Item
 
 
+LEAST = -9999.0  # OpenAI's number for a token that cannot be: JSON has no infinity
+
+
 class Text:
     """What is written after one prompt.
 
@@ -67,7 +70,7 @@ class Text:
             self._tell()
 
     def _chances(self, token: int, scores: Tensor) -> Token:
-        chances = scores.float().log_softmax(-1)
+        chances = scores.float().log_softmax(-1).clamp(min=LEAST)
         best = chances.topk(min(self.asked.logprobs, len(chances))) if self.asked.logprobs else None
         top = [] if best is None else list(zip(best.indices.tolist(), best.values.tolist()))
         return Token(
