@@ -36,8 +36,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 METHODS = {
-    "lora": "lora(rank=8, targets='q,v')",
-    "houlsby": "bottleneck(size=32, placement='houlsby')",
+    "lora": "lora(rank=8, sites='paper')",
+    "houlsby": "bottleneck(size=32)",
     "prefix": "prefix(length=10)",
     "prompt": "prompt(length=10)",
 }
@@ -126,10 +126,8 @@ class Client:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
         data = json.dumps(body).encode()
-        writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-            + data
-        )
+        lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(data)}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + data)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         length = next(
             int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")

@@ -196,9 +196,10 @@ def soak(minutes: float, adapters: int) -> dict[str, Any]:
                 world.over.set()
                 for client in clients:
                     client.join()
+    ends = [samples[0][1] >> 20, samples[-1][1] >> 20]
     late = [sample for sample in samples if sample[0] > 30 * minutes]
     return {
         "minutes": minutes, "changes": number, "counts": dict(sorted(world.counts.items())),
-        "wrong": world.wrong[:20], "failed": world.failed[:20], "rss_mib": [b >> 20 for _, b in samples[:: len(samples) - 1 or 1]],
+        "wrong": world.wrong[:20], "failed": world.failed[:20], "rss_mib": ends,
         "rss_mib_per_hour": round(slope(late) * 3600 / 2**20, 2),
     }  # fmt: skip

@@ -135,8 +135,8 @@ def test_wrong_keys_open_nothing(here, key):
 
 ROUTES = [
     ("GET", "/v1/models"), ("GET", "/v1/models/{}"), ("GET", "/v1/adapters"), ("GET", "/v1/adapters/{}"),
-    ("GET", "/v1/stats"), ("GET", "/metrics"), ("GET", "/v1/training"), ("GET", "/v1/training/{}"), ("GET", "/v1/samples"),
-    ("DELETE", "/v1/adapters/{}"), ("DELETE", "/v1/training/{}"),
+    ("GET", "/v1/stats"), ("GET", "/metrics"), ("GET", "/v1/training"), ("GET", "/v1/training/{}"),
+    ("GET", "/v1/samples"),    ("DELETE", "/v1/adapters/{}"), ("DELETE", "/v1/training/{}"),
 ]  # fmt: skip
 BODIES = {
     "/v1/classify": {"model": "{}", "input": "a"},
