@@ -19,7 +19,7 @@ class ServeSettings:
         waiting_rows: rows that may be in the server at once, all adapters together.
         waiting_rows_each: the same, of one adapter.
         waiting_prompts: prompts that may be in the server at once.
-        group_prompts: most prompts of one group.
+        group_prompts: most prompts that are written at once; of one group, where they are written in groups.
         device_bytes: bytes of adapters attached to the base.
         memory_bytes: bytes of adapters kept off the device.
         body_bytes: of a request.
