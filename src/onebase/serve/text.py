@@ -33,6 +33,7 @@ class Text:
         shape, generator: how tokens are drawn; None takes the most probable ones.
         over: nothing more is written.
         late: over because its deadline passed: what was written is no answer.
+        error: over because it could not be handed out, or None.
     """
 
     def __init__(self, engine: Engine, item: Item, read: Sequence[int], name: str | None):
@@ -46,6 +47,7 @@ class Text:
         self._eos = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
         self._end, self._pad = end_of(base, name), pad_id(base.tokenizer)
         self.over = self.late = False
+        self.error: Exception | None = None
         self._handed = 0  # characters
         self._tokens: list[Token] = []
         self._handed_tokens = 0
