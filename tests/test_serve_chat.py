@@ -55,6 +55,8 @@ def chatty(tmp_path_factory):
             for c in string.ascii_lowercase]  # fmt: skip
     ob.train(base, rows, "lora(rank=4)", name="echo", store=store, template="chatml", lr=1e-2, epochs=1, batch_size=8,
              attention="keep", dtype="float32")  # fmt: skip
+    checks.disturb(base.adapters["echo"].module, seed=2, size=0.2)  # so small a base would say nothing otherwise
+    base.save("echo", store=store)
     checks.disturb(base.add("free", "prompt(length=2)", task=WRITES).module, seed=4, size=0.3)
     base.save("free", store=store)
     yield tmp / "base", store, base
@@ -72,7 +74,7 @@ def test_the_chat_route_answers_as_generate_does(chatty):
         asked: dict[str, Any] = {"model": "echo", "messages": TALK, "max_tokens": 8}
         whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
         assert whole.choices[0].message.content == wanted
-        assert whole.model_extra["ref"] == "echo@1"
+        assert whole.model_extra["ref"] == "echo@2"
         pieces = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
         assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == wanted
         assert pieces[-1].usage.completion_tokens == whole.usage.completion_tokens > 1
@@ -114,6 +116,7 @@ def test_a_conversation_in_the_terminal(chatty, monkeypatch):
     one = answer([turn("say x")], "echo")
     two = answer([turn("say x"), turn(one, "assistant"), turn("say y")], "echo")
     wanted = [one, two, answer("the cat", "free"), answer([turn("say z")], "echo")]
+    assert all(wanted)
     assert found.stdout == "".join(text + "\n" for text in wanted)
     assert "unknown model 'nobody'" in found.stderr and "unknown command '/what'" in found.stderr
 

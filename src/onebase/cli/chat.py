@@ -109,7 +109,7 @@ class Talk:
 
         Args:
             text: one turn. An adapter that was not trained on conversations is given it alone.
-            show: receives the answer piece by piece.
+            show: receives the answer piece by piece. Where it is empty, the turn is forgotten.
 
         Raises:
             OnebaseError: the answer cannot be written; what was said is forgotten again. An interrupt likewise.
@@ -129,7 +129,9 @@ class Talk:
         except BaseException:
             self.engine.cancel(items)
             raise
-        self.turns, self.seed = [*said, {"role": "assistant", "content": written.text}], self.seed + 1
+        self.seed += 1
+        if written.text.strip():  # no template has a place for a turn in which nothing is said
+            self.turns = [*said, {"role": "assistant", "content": written.text}]
         return written.text
 
 

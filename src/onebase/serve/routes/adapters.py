@@ -65,11 +65,12 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
     @app.post("/v1/adapters")
     async def load(body: b.Load, key: Key = Depends(admin)) -> JSONResponse:
         name = body.ref.partition("@")[0]
+        if name in catalog.base_ids:
+            raise HTTPException(400, "ref: the base is always loaded")
         catalog.of(name, key)
         catalog.withdrawn -= {name, body.ref}
         stored = catalog.resolve(body.ref, key)
-        if stored is None:
-            raise HTTPException(400, "ref: the base is always loaded")
+        assert stored is not None
         lease = tiers.lease(stored)
         if body.pin:
             tiers.pin(stored.digest, True)
