@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -67,8 +66,8 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
         name = body.ref.partition("@")[0]
         if name in catalog.base_ids:
             raise HTTPException(400, "ref: the base is always loaded")
-        catalog.of(name, key)
-        catalog.withdrawn -= {name, body.ref}
+        if key.allows(name):
+            catalog.withdrawn -= {name, body.ref}
         stored = catalog.resolve(body.ref, key)
         assert stored is not None
         lease = tiers.lease(stored)
@@ -77,8 +76,7 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
         if not body.wait:
             tiers.abandon(lease)
         else:
-            entry = await asyncio.wait_for(asyncio.wrap_future(lease), server.settings.timeout)
-            tiers.release(entry)
+            tiers.release(await server.loaded(lease))
         shown = next(one for one in entries(stored.name) if one["ref"] == stored.ref)
         return JSONResponse(shown, 200 if body.wait else 202)
 
@@ -138,7 +136,7 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
             raise HTTPException(400, f"lora_name {body.lora_name!r} cannot be used by this key, or as a name at all")
         if body.lora_name in catalog.names() and catalog.extra.get(body.lora_name) != stored.ref:
             raise HTTPException(400, f"lora_name {body.lora_name!r} is taken")
-        tiers.release(await asyncio.wait_for(asyncio.wrap_future(tiers.lease(stored)), server.settings.timeout))
+        tiers.release(await server.loaded(tiers.lease(stored)))
         catalog.extra[body.lora_name] = stored.ref
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
