@@ -238,7 +238,7 @@ def switching_server(port: int, count: int) -> None:
 
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from peft import LoraConfig, get_peft_model
 
     import onebase as ob
@@ -264,8 +264,7 @@ def switching_server(port: int, count: int) -> None:
         return {"bad": bad, "good": good}
 
     @app.post("/v1/classify")
-    async def classify(request: Request) -> dict[str, Any]:
-        body = await request.json()
+    async def classify(body: dict[str, Any]) -> dict[str, Any]:
         chances = await asyncio.to_thread(answer, body["model"], body["input"])
         return {"data": [{"probabilities": chances, "label": max(chances, key=lambda label: chances[label])}]}
 
