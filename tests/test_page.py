@@ -99,13 +99,15 @@ def address(tmp_path_factory):
         stderr=subprocess.PIPE,
     )
     try:
-        for _ in range(120):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
                 break
             except OSError:
                 assert process.poll() is None, process.communicate()[1].decode()
                 time.sleep(0.5)
+        else:
+            raise AssertionError("the server did not start")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

@@ -35,7 +35,7 @@ def start(folder, home, port, **env):
 
 
 def wait(process, address):
-    for _ in range(240):
+    for _ in range(1200):
         try:
             if httpx.get(address + "/ready", timeout=5).status_code == 200:
                 return
@@ -326,7 +326,8 @@ def test_a_restart_under_load_loses_nothing_for_clients_that_retry(labels):
 
     def ask():
         while not over.is_set():
-            for _ in range(200):
+            limit = time.monotonic() + 240  # the process starts anew meanwhile, on however busy a machine
+            while time.monotonic() < limit:
                 try:
                     answer = labels.call("POST", "/v1/classify", {"model": "lora", "input": TEXTS[0]})
                 except httpx.HTTPError:
@@ -337,7 +338,7 @@ def test_a_restart_under_load_loses_nothing_for_clients_that_retry(labels):
                     break
                 time.sleep(0.1)
             else:
-                wrong.append("no answer after 200 tries")
+                wrong.append("no answer in four minutes")
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
