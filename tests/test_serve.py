@@ -18,11 +18,10 @@ from families import make, tiny_tokenizer
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
-from serving import until  # noqa: E402
-
 import onebase as ob  # noqa: E402
 from onebase.serve.keys import hashed  # noqa: E402
 from onebase.store import Store  # noqa: E402
+from serving import until  # noqa: E402
 
 METHODS = {"lora": "lora", "bottle": "bottleneck(size=4)", "prefix": "prefix(length=3)", "prompt": "prompt(length=3)"}
 TEXTS = ["the red cat sat on the mat", "a dog", "the old house saw the big tree", "the sad cat"]
