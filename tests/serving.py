@@ -30,15 +30,17 @@ class Here:
     Attributes:
         engine, server: its parts.
         address: where it listens.
+        client: asks it without a key.
     """
 
     def __init__(self, server: Server, address: str):
         self.server, self.engine, self.address = server, server.engine, address
+        self.client = httpx.Client(base_url=address, timeout=60)
 
     def call(self, method: str, path: str, body: Any = None, key: str | None = ADMIN, **more: Any) -> httpx.Response:
         """Ask it."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.request(method, self.address + path, json=body, headers=headers, timeout=60, **more)
+        return self.client.request(method, path, json=body, headers=headers, **more)
 
 
 @contextmanager
@@ -68,7 +70,9 @@ def serving(base: Any, store: Store, keys: Sequence[Key] = (), **settings: Any) 
                 break
             time.sleep(0.05)
         assert running.started
-        yield Here(server, f"http://127.0.0.1:{port}")
+        here = Here(server, f"http://127.0.0.1:{port}")
+        with here.client:
+            yield here
     finally:
         running.should_exit = True
         thread.join(60)

@@ -125,3 +125,14 @@ def test_prompts_of_adapters_take_turns() -> None:
     scheduler.put([Item("light", 1, i) for i in range(2)])
     order = [scheduler.take(1, 1, 0.0)[0][0].queue for _ in range(6)]
     assert order.count("light") == 2 and "light" in order[:2]
+
+
+def test_nothing_is_taken_from_queues_that_are_left_out() -> None:
+    """They keep their items and their turn; where no other has any, nothing is taken."""
+    scheduler = Scheduler(quantum=1)
+    scheduler.put([Item("busy", 1, i) for i in range(3)])
+    scheduler.put([Item("light", 1, 0)])
+    batch, _ = scheduler.take(4, 4, 0.0, {"busy"})
+    assert [item.queue for item in batch] == ["light"]
+    assert scheduler.take(4, 4, 0.0, {"busy"}) == ([], [])
+    assert [item.payload for item in scheduler.take(4, 4, 0.0)[0]] == [0, 1, 2]

@@ -21,6 +21,7 @@ pytest.importorskip("fastapi")
 import onebase as ob  # noqa: E402
 from onebase.serve.keys import hashed  # noqa: E402
 from onebase.store import Store  # noqa: E402
+from serving import until  # noqa: E402
 
 METHODS = {"lora": "lora", "bottle": "bottleneck(size=4)", "prefix": "prefix(length=3)", "prompt": "prompt(length=3)"}
 TEXTS = ["the red cat sat on the mat", "a dog", "the old house saw the big tree", "the sad cat"]
@@ -35,7 +36,7 @@ def start(folder, home, port, **env):
 
 
 def wait(process, address):
-    for _ in range(240):
+    for _ in range(1200):
         try:
             if httpx.get(address + "/ready", timeout=5).status_code == 200:
                 return
@@ -326,7 +327,8 @@ def test_a_restart_under_load_loses_nothing_for_clients_that_retry(labels):
 
     def ask():
         while not over.is_set():
-            for _ in range(200):
+            limit = time.monotonic() + 240  # the process starts anew meanwhile, on however busy a machine
+            while time.monotonic() < limit:
                 try:
                     answer = labels.call("POST", "/v1/classify", {"model": "lora", "input": TEXTS[0]})
                 except httpx.HTTPError:
@@ -337,23 +339,21 @@ def test_a_restart_under_load_loses_nothing_for_clients_that_retry(labels):
                     break
                 time.sleep(0.1)
             else:
-                wrong.append("no answer after 200 tries")
+                wrong.append("no answer in four minutes")
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(1)
+    until(lambda: answered, "nobody answers", 240)
     before = len(answered)
     labels.process.kill()
     labels.process.communicate()
     labels.start()
-    time.sleep(2)
+    until(lambda: len(answered) > before + 4, "nobody answers after the restart", 240)
     over.set()
     for thread in threads:
         thread.join()
     assert not wrong
-    assert before > 0
-    assert len(answered) > before
     assert set(answered) == {wanted}
 
 

@@ -12,7 +12,7 @@ from onebase.serve.training import Training, TrainingRequest, Trainings
 
 
 def finished(run: Training) -> dict:
-    assert run.concluded.wait(120), run.plain()
+    assert run.concluded.wait(600), run.plain()
     return run.plain()
 
 

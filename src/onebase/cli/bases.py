@@ -78,16 +78,17 @@ def open_adapters(
 
     store = Store()
     stored = {ref: store.resolve(ref) for ref in refs if ref != PLAIN}
-    base = _open_shared(list(stored.values()), base_name, device, dtype, out)
+    base = open_shared(list(stored.values()), base_name, device, dtype, out)
     routes: dict[str, str | None] = {}
     for ref in refs:
         routes[ref] = None if ref == PLAIN else base.load(ref, name=ref, store=store).name
     return base, routes
 
 
-def _open_shared(
+def open_shared(
     stored: list[Stored], base_name: str | None, device: str | None, dtype: str | None, out: Output
 ) -> Base:
+    """Load the one base that stored adapters were made for; see `open_adapters`."""
     if not stored:
         return open_base(base_name or default_base(), device, dtype, out)
     made_for: dict[str, list[Stored]] = {}

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from onebase import __version__
 from onebase.cli import (
     anatomy,
+    chat,
     check,
     compare,
     compose,
@@ -76,6 +77,7 @@ COMMANDS = {
     "predict": predict.predict,
     "eval": evaluate.evaluate,
     "generate": generate.generate,
+    "chat": chat.chat,
     "plan": plan.plan,
     "report": report.report,
     "serve": serve.serve,

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Name = str
-Names = str | list[str]
+Name = Annotated[str, Field(max_length=300)]
+Names = Name | list[Name]
 
 
 class Body(BaseModel):
     """A body; unknown fields are an error, because they would be ignored."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _characters(cls, values: Any) -> Any:
+        """Refuse halves of characters, which JSON can write and neither tokenizers nor answers can."""
+        left = [values]
+        while left:
+            one = left.pop()
+            if isinstance(one, str) and not one.isascii():
+                try:
+                    one.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("a text has half of a character (a lone surrogate)") from None
+            elif isinstance(one, dict):
+                left += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                left += one
+        return values
 
 
 class RowBody(Body):
@@ -34,7 +52,7 @@ class Classify(Body):
 class Embed(Body):
     """Texts to embed."""
 
-    model: str
+    model: Name
     input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
@@ -49,7 +67,7 @@ class Document(Body):
 class Rerank(Body):
     """Documents to order by their relevance for a query."""
 
-    model: str
+    model: Name
     query: str
     documents: list[str | Document]
     top_n: int | None = Field(None, ge=1)
@@ -65,7 +83,7 @@ class StreamOptions(Body):
 class Writing(Body):
     """What completions and chats share."""
 
-    model: str
+    model: Name
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -116,7 +134,7 @@ class Chat(Writing):
 class Load(Body):
     """An adapter to load."""
 
-    ref: str
+    ref: Name
     pin: bool = False
     wait: bool = True
 
@@ -125,23 +143,23 @@ class Promote(Body):
     """A version for an alias."""
 
     version: int = Field(ge=1)
-    alias: str
+    alias: Name
 
 
 class Rollback(Body):
     """An alias to put back."""
 
-    alias: str
+    alias: Name
 
 
 class LoraLoad(Body):
     """vLLM's body."""
 
-    lora_name: str
-    lora_path: str
+    lora_name: Name
+    lora_path: Name
 
 
 class LoraUnload(Body):
     """vLLM's body."""
 
-    lora_name: str
+    lora_name: Name

@@ -147,6 +147,19 @@ class Catalog:
     def _unknown(self, model: str, allowed: object) -> UnknownNameError:
         return unknown("model", model, self.visible(allowed))
 
+    def of(self, name: str, allowed: object = None) -> tuple[Store, Shelf]:
+        """Return the versions of an adapter that a key may use, and the store they are in.
+
+        Raises:
+            UnknownNameError: there is none of this name, or the key may not use it: nobody can tell which.
+        """
+        try:
+            if _may(allowed, name):
+                return self.shelf(name)
+        except UnknownNameError:
+            pass
+        raise self._unknown(name, allowed)
+
     def visible(self, allowed: object = None) -> list[str]:
         """Return the names that a key may use, the base first."""
         return [name for name in (PLAIN, *self.names()) if _may(allowed, name)]

@@ -35,6 +35,7 @@ def refusal(status: int, message: str, param: str | None = None, code: str | Non
         more: further fields; `after` becomes the header Retry-After, in seconds.
     """
     after = more.pop("after", None)
+    message = message.encode(errors="replace").decode()  # it may repeat what a request had, halves of characters too
     headers = {"Retry-After": str(max(1, round(after)))} if after is not None else None
     body = {
         "message": message,

@@ -62,6 +62,6 @@ def create_app(server: Server) -> FastAPI:
     add_texts(app, server, use)
     add_adapters(app, server, use, admin)
     if server.trainings is not None:
-        app.include_router(training_routes(server.trainings, train, use))
+        app.include_router(training_routes(server.trainings, train, use, server.settings.table_bytes))
     add_page(app)
     return app

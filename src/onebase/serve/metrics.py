@@ -72,9 +72,9 @@ class Metrics:
         self._lora.labels(",".join(running), ",".join(waiting), str(len(engine.tiers.entries))).set(time.time())
         return generate_latest(self.registry).decode()
 
-    def tiers(self, disk: int) -> dict[str, Any]:
-        """Return adapters and bytes by tier."""
-        return {**self.server.engine.tiers.usage(), "disk": {"adapters": disk}}
+    def tiers(self, key: Key, disk: int) -> dict[str, Any]:
+        """Return adapters and bytes by tier, of those that the key may use."""
+        return {**self.server.engine.tiers.usage(key.allows), "disk": {"adapters": disk}}
 
     def stats(self, key: Key) -> dict[str, Any]:
         """Return numbers for live charts; names that the key may not use are added up."""
@@ -110,7 +110,7 @@ class Metrics:
             "latency_ms": {"window_s": WINDOW, "count": len(took)}
             | {f"p{p}": _at(took, p) for p in (50, 90, 99)},
             "batches": batches,
-            "tiers": {**self.tiers(len(server.catalog.names())), **{
+            "tiers": {**self.tiers(key, sum(map(key.allows, server.catalog.names()))), **{
                 what: engine.tiers.counts[what] for what in ("loads", "load_failures", "evictions", "hits", "misses")
             }},
             "process": {"rss_bytes": _resident()},

@@ -35,7 +35,7 @@ class Outside:
         name = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         began, status = time.perf_counter(), 500
         counts = self.server.counts
-        limit = self.server.settings.body_bytes
+        limit = self.server.settings.body_limit(scope["path"])
 
         async def told(message: Any) -> None:
             nonlocal status

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,13 +94,14 @@ class Scheduler:
             self.closed = True
             self.changed.notify_all()
 
-    def take(self, budget: int, rows: int, now: float) -> tuple[list[Item], list[Item]]:
+    def take(self, budget: int, rows: int, now: float, without: Collection[str] = ()) -> tuple[list[Item], list[Item]]:
         """Take the next batch.
 
         Args:
             budget: most tokens; the first item may have more.
             rows: most items.
             now: the time that deadlines are compared with.
+            without: queues that nothing is taken from now.
 
         Returns:
             The batch, and the items that are gone or whose deadline has passed.
@@ -109,9 +110,14 @@ class Scheduler:
         with self.changed:
             batch: list[Item] = []
             late: list[Item] = []
-            used = 0
-            while self._ring:
+            used = passed = 0
+            while passed < len(self._ring):
                 name = self._ring[0]
+                if name in without:
+                    self._ring.rotate(-1)
+                    self._resumed, passed = False, passed + 1
+                    continue
+                passed = 0
                 queue = self._queues[name]
                 if not self._resumed:
                     queue.deficit += self._quantum

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -16,6 +17,7 @@ from onebase.serve.catalog import Catalog
 from onebase.serve.engine import Engine
 from onebase.serve.keys import Key, Keys
 from onebase.serve.metrics import Metrics
+from onebase.serve.tiers import Entry
 from onebase.serve.training import Trainings
 
 if TYPE_CHECKING:
@@ -75,6 +77,13 @@ class Server:
         if not 0 < wished < float("inf"):
             raise HTTPException(400, f"x-timeout-seconds = {given!r}: expected seconds, more than 0")
         return time.monotonic() + min(wished, self.settings.timeout)
+
+    async def loaded(self, lease: Future[Entry]) -> Entry:
+        """Wait for an adapter to be on the device."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(lease), self.settings.timeout)
+        except TimeoutError:
+            raise Late(f"the adapter was not loaded within {self.settings.timeout:g} seconds") from None
 
     async def answers(self, request: Request, items: Sequence[Any], deadline: float) -> list[Any]:
         """Wait for all items; nobody waits for them any more once the client is gone or the time is over."""

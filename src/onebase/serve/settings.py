@@ -19,10 +19,12 @@ class ServeSettings:
         waiting_rows: rows that may be in the server at once, all adapters together.
         waiting_rows_each: the same, of one adapter.
         waiting_prompts: prompts that may be in the server at once.
-        group_prompts: most prompts of one group.
+        group_prompts: most prompts that are written at once; of one group, where they are written in groups.
         device_bytes: bytes of adapters attached to the base.
         memory_bytes: bytes of adapters kept off the device.
         body_bytes: of a request.
+        table_bytes: of a table that is sent to be trained on. Such a request may have twice as many, as JSON escapes
+            quotes and the ends of lines.
         request_rows: rows, documents or prompts of one request.
         text_length: characters of one text.
         new_tokens: most new tokens of one prompt.
@@ -40,6 +42,7 @@ class ServeSettings:
     device_bytes: int = 2048 * MIB
     memory_bytes: int = 4096 * MIB
     body_bytes: int = 4 * MIB
+    table_bytes: int = 8 * MIB
     request_rows: int = 1024
     text_length: int = 100_000
     new_tokens: int = 1024
@@ -51,3 +54,7 @@ class ServeSettings:
         wrong = [f"{f.name} = {getattr(self, f.name)!r}" for f in fields(self) if not getattr(self, f.name) > 0]
         if wrong:
             raise ConfigError(f"{', '.join(wrong)}: expected more than 0")
+
+    def body_limit(self, path: str) -> int:
+        """Return the bytes that a request to this path may have."""
+        return 2 * self.table_bytes if path == "/v1/training" else self.body_bytes

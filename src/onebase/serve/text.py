@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from onebase.serve.scheduler import Item
 
 
+LEAST = -9999.0  # OpenAI's number for a token that cannot be: JSON has no infinity
+
+
 class Text:
     """What is written after one prompt.
 
@@ -30,6 +33,7 @@ class Text:
         shape, generator: how tokens are drawn; None takes the most probable ones.
         over: nothing more is written.
         late: over because its deadline passed: what was written is no answer.
+        error: over because it could not be handed out, or None.
     """
 
     def __init__(self, engine: Engine, item: Item, read: Sequence[int], name: str | None):
@@ -43,6 +47,7 @@ class Text:
         self._eos = set(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
         self._end, self._pad = end_of(base, name), pad_id(base.tokenizer)
         self.over = self.late = False
+        self.error: Exception | None = None
         self._handed = 0  # characters
         self._tokens: list[Token] = []
         self._handed_tokens = 0
@@ -67,7 +72,7 @@ class Text:
             self._tell()
 
     def _chances(self, token: int, scores: Tensor) -> Token:
-        chances = scores.float().log_softmax(-1)
+        chances = scores.float().log_softmax(-1).clamp(min=LEAST)
         best = chances.topk(min(self.asked.logprobs, len(chances))) if self.asked.logprobs else None
         top = [] if best is None else list(zip(best.indices.tolist(), best.values.tolist()))
         return Token(

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -153,10 +154,14 @@ class Tiers:
         """Return what is known of an adapter."""
         return self.entries.get(digest)
 
-    def usage(self) -> dict[str, dict[str, int]]:
-        """Return adapters, bytes and limit of device and memory."""
+    def usage(self, shown: Callable[[str], bool] = lambda name: True) -> dict[str, dict[str, int]]:
+        """Return adapters, bytes and limit of device and memory.
+
+        Args:
+            shown: whether an adapter of this name counts.
+        """
         with self._cv:
-            entries = list(self.entries.values())
+            entries = [entry for entry in self.entries.values() if shown(entry.stored.name)]
         found = {}
         for tier, states in (("device", ("device", "draining")), ("memory", ("memory",))):
             here = [entry for entry in entries if entry.state in states]

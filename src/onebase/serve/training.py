@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from onebase.errors import ConfigError, TrainingError, UnknownNameError, unknown
+from onebase.serve.bodies import Body
 
 SAMPLES = {
     "reviews": {
@@ -31,19 +32,16 @@ SAMPLES = {
 }
 KEPT = 20  # finished runs that are remembered
 POINTS = 500  # of a loss curve; beyond that every second one goes
-MOST_BYTES = 8 * 2**20  # of data that come with the request
 SECONDS_TO_STOP = 10.0
 
 
-class TrainingRequest(BaseModel):
+class TrainingRequest(Body):
     """What to train."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field("reviews", min_length=1, max_length=64, description="Of the adapter in the store.")
     method: str = Field("lora", min_length=1, max_length=200, description="A method or its shorthand, lora(rank=16).")
     sample: str | None = Field(None, max_length=64, description="Data that come along; GET /v1/samples lists them.")
-    csv: str | None = Field(None, max_length=MOST_BYTES, description="Instead: a table with a line of column names.")
+    csv: str | None = Field(None, description="Instead: a table with a line of column names.")
     text: str | None = Field(None, max_length=200, description="Column of the text; found by default.")
     label: str | None = Field(None, max_length=200, description="Column of the label; found by default.")
     epochs: int | None = Field(None, ge=1, le=50, description="Passes over the rows, at most.")

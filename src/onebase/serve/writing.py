@@ -86,11 +86,13 @@ class Writer:
 
     def _finish(self, text: Text) -> None:
         try:
+            if text.error is not None:
+                raise text.error
             if text.late:
                 self.engine.drop([text.item])
             else:
                 self.engine.settle(text.item, text.written())
-        except Exception as error:  # such as a tokenizer that cannot decode: never the end of the thread
+        except Exception as error:  # never the end of the thread
             self._failed([text.item], error)
 
     # -- together ----------------------------------------------------------------------------------------------------
@@ -99,13 +101,25 @@ class Writer:
         running: list[Text] = []
         decoding = Decoding(self.base)
         while running or self.queue.wait():
-            room = self.engine.settings.group_prompts - len(running)
-            batch, late = self.queue.take(room, room, time.monotonic()) if room > 0 else ([], [])
-            self.engine.drop(late)
-            if texts := self._begin(batch):
+            if texts := self._begin(self._new(running)):
                 self._join(decoding, running, texts)
             if running:
                 self._step(decoding, running)
+
+    def _new(self, running: Sequence[Text]) -> list[Item]:
+        """Take prompts for the places that are free; an adapter that has none finds one, up to as many again."""
+        places, batch = self.engine.settings.group_prompts, []
+        if (room := places - len(running)) > 0:
+            batch, late = self.queue.take(room, room, time.monotonic())
+            self.engine.drop(late)
+        while len(running) + len(batch) in range(places, 2 * places):
+            busy = {*(text.item.queue for text in running), *(item.queue for item in batch)}
+            one, late = self.queue.take(1, 1, time.monotonic(), busy)
+            self.engine.drop(late)
+            if not one:
+                break
+            batch += one
+        return batch
 
     def _join(self, decoding: Decoding, running: list[Text], texts: list[Text]) -> None:
         try:
@@ -191,9 +205,8 @@ def _deal(engine: Engine, texts: Sequence[Text], tokens: Sequence[int], scores: 
     for row, text in on:
         try:
             text.take(tokens[row], None if scores is None else scores[row])
-        except Exception as error:
-            log.error("a text could not be handed out", exc_info=error)
-            text.over = True
+        except Exception as error:  # such as a tokenizer that cannot decode: that of this text alone
+            text.over, text.error = True, error
 
 
 class _Raw:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from onebase.serve.catalog import PLAIN
 from onebase.serve.keys import Key
 from onebase.serve.routes.state import stored_bytes
 from onebase.serve.server import Server
+from onebase.store.names import NAME, VERSION
 
 
 def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
@@ -53,39 +53,39 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
         data = [
             one for name in catalog.visible(key) if name != PLAIN and name not in catalog.extra for one in entries(name)
         ]
-        return {"object": "list", "data": data, "tiers": server.metrics.tiers(len(data))}
+        return {"object": "list", "data": data, "tiers": server.metrics.tiers(key, len(data))}
 
     @app.get("/v1/adapters/{name}")
     def history(name: str, key: Key = Depends(use)) -> dict[str, Any]:
-        if not key.allows(name):
-            raise catalog._unknown(name, key)
-        store, _ = catalog.shelf(name)
+        store, _ = catalog.of(name, key)
         aliases = {a: {"version": h[-1], "history": list(h)} for a, h in store._histories(name).items()}
         return {"object": "adapter.history", "name": name, "versions": entries(name), "aliases": aliases}
 
     @app.post("/v1/adapters")
     async def load(body: b.Load, key: Key = Depends(admin)) -> JSONResponse:
         name = body.ref.partition("@")[0]
-        catalog.withdrawn -= {name, body.ref}
-        stored = catalog.resolve(body.ref, key)
-        if stored is None:
+        if name in catalog.base_ids:
             raise HTTPException(400, "ref: the base is always loaded")
+        if key.allows(name):
+            catalog.withdrawn -= {name, body.ref}
+        stored = catalog.resolve(body.ref, key)
+        assert stored is not None
         lease = tiers.lease(stored)
         if body.pin:
             tiers.pin(stored.digest, True)
         if not body.wait:
             tiers.abandon(lease)
         else:
-            entry = await asyncio.wait_for(asyncio.wrap_future(lease), server.settings.timeout)
-            tiers.release(entry)
+            tiers.release(await server.loaded(lease))
         shown = next(one for one in entries(stored.name) if one["ref"] == stored.ref)
         return JSONResponse(shown, 200 if body.wait else 202)
 
     @app.delete("/v1/adapters/{ref}")
     def withdraw(ref: str, remove: bool = False, key: Key = Depends(admin)) -> dict[str, Any]:
         name, _, version = ref.partition("@")
-        store, shelf = catalog.shelf(name)
-        if version and (not version.isdecimal() or int(version) not in {*shelf.versions, *shelf.broken}):
+        store, shelf = catalog.of(name, key)
+        numbers = {*shelf.versions, *shelf.broken}
+        if (version or ref != name) and (not VERSION.fullmatch(version) or int(version) not in numbers):
             raise UnknownNameError(f"adapter {name!r} has no version {version!r}")
         gone = [v for v in shelf.versions.values() if not version or v.ref == ref]
         if remove:
@@ -119,12 +119,12 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
 
     @app.post("/v1/adapters/{name}/promote")
     def promote(name: str, body: b.Promote, key: Key = Depends(admin)) -> dict[str, Any]:
-        store, _ = catalog.shelf(name)
+        store, _ = catalog.of(name, key)
         return moved(lambda: store.promote(f"{name}@{body.version}", body.alias), name, body.alias)
 
     @app.post("/v1/adapters/{name}/rollback")
     def rollback(name: str, body: b.Rollback, key: Key = Depends(admin)) -> dict[str, Any]:
-        store, _ = catalog.shelf(name)
+        store, _ = catalog.of(name, key)
         return moved(lambda: store.rollback(name, body.alias), name, body.alias)
 
     @app.post("/v1/load_lora_adapter")
@@ -132,14 +132,16 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
         stored = catalog.resolve(body.lora_path, key)
         if stored is None:
             raise HTTPException(400, "lora_path: expected a stored adapter, such as reviews@3")
+        if not NAME.fullmatch(body.lora_name) or not key.allows(body.lora_name):
+            raise HTTPException(400, f"lora_name {body.lora_name!r} cannot be used by this key, or as a name at all")
         if body.lora_name in catalog.names() and catalog.extra.get(body.lora_name) != stored.ref:
             raise HTTPException(400, f"lora_name {body.lora_name!r} is taken")
-        tiers.release(await asyncio.wait_for(asyncio.wrap_future(tiers.lease(stored)), server.settings.timeout))
+        tiers.release(await server.loaded(tiers.lease(stored)))
         catalog.extra[body.lora_name] = stored.ref
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter")
     def unload_lora(body: b.LoraUnload, key: Key = Depends(admin)) -> PlainTextResponse:
-        if catalog.extra.pop(body.lora_name, None) is None:
+        if not key.allows(body.lora_name) or catalog.extra.pop(body.lora_name, None) is None:
             raise UnknownNameError(f"no adapter was loaded as {body.lora_name!r}")
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

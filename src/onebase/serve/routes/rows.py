@@ -42,10 +42,13 @@ def add_rows(app: FastAPI, server: Server, use: Any) -> None:
     async def classify(body: b.Classify, request: Request, key: Key = Depends(use)) -> dict[str, Any]:
         listed = [body.input] if isinstance(body.input, str) else body.input
         asked = [b.RowBody(text=one) if isinstance(one, str) else one for one in listed]
+        each = [one.model if one.model is not None else body.model for one in asked]
+        count = sum(len(names) if isinstance(names, list) else 1 for names in each)
+        if count > server.settings.request_rows:  # before there are as many rows
+            raise HTTPException(413, f"{count} rows; a request has at most {server.settings.request_rows}")
         wanted = []  # (place of the input, name, row)
         stored: dict[str, Any] = {}
-        for place, one in enumerate(asked):
-            names = one.model if one.model is not None else body.model
+        for place, (one, names) in enumerate(zip(asked, each)):
             if not names:
                 raise HTTPException(400, "model: expected the name of an adapter, or a list of names")
             for name in [names] if isinstance(names, str) else names:

@@ -9,13 +9,14 @@ from onebase.errors import OnebaseError, TrainingError, UnknownNameError
 from onebase.serve.training import SAMPLES, Training, TrainingRequest, Trainings
 
 
-def training_routes(trainings: Trainings, admin: Callable[..., Any], use: Callable[..., Any]) -> Any:
+def training_routes(trainings: Trainings, admin: Callable[..., Any], use: Callable[..., Any], table_bytes: int) -> Any:
     """Return the routes of training.
 
     Args:
         trainings: the runs.
         admin: a FastAPI dependency that refuses whoever may not train.
         use: one that refuses whoever may not ask.
+        table_bytes: of a table that is sent, at most.
 
     Returns:
         An APIRouter: GET /v1/samples; POST and GET /v1/training, GET and DELETE /v1/training/{key}.
@@ -38,6 +39,9 @@ def training_routes(trainings: Trainings, admin: Callable[..., Any], use: Callab
 
     def begin(request: TrainingRequest) -> dict[str, Any]:
         """Train an adapter in a process of its own, and store it as the next version."""
+        sent = len((request.csv or "").encode())
+        if sent > table_bytes:
+            raise HTTPException(413, f"csv has {sent} bytes; at most {table_bytes} are taken: train with the program")
         return told(lambda: trainings.start(request))
 
     def every() -> dict[str, Any]:

@@ -1,0 +1,352 @@
+"""What a server of many adapters does: throughput and latency against the base alone and a server that switches.
+
+    python benchmarks/serving.py                                   # everything, writes results/serving.json
+    python benchmarks/serving.py --adapters 4 --seconds 3 --clients 4 --only lora --dry     # to try it
+    python benchmarks/serving.py --soak 30                         # half an hour of change and damage, see soak.py
+
+For each method a store of adapters is made on the embedded base (random values: what they answer does not matter, how
+long it takes does), a real server is started on it, and its answers are compared with `base.predict` first. Then
+
+- throughput: so many clients ask one text each, again and again; answers per second;
+- latency: requests arrive at random times (Poisson), at half of what the base alone can do, whatever the server does;
+  from the planned arrival to the answer, so that a request that had to wait to be sent has waited.
+
+Texts have 128 tokens and differ; which adapter is asked follows Zipf's law. "switching" is a server of the same kind
+around PEFT: LoRA of the same size, one request at a time, `set_adapter` before each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "serving.json"
+METHODS = {
+    "lora": "lora(rank=8, sites='paper')",
+    "houlsby": "bottleneck(size=32)",
+    "prefix": "prefix(length=10)",
+    "prompt": "prompt(length=10)",
+}
+TASK = {"kind": "classification", "labels": ["bad", "good"], "pooling": "mean", "max_length": 128}
+TOKENS, ZIPF, CHECKED = 128, 1.0, 3
+
+
+# -- what is served ----------------------------------------------------------------------------------------------------
+
+
+def make_store(base: Any, home: Path, method: str, count: int) -> list[str]:
+    """Store adapters with values away from their start; return their names."""
+    import torch
+
+    from onebase.store import Store
+
+    store, names = Store(home), [f"a{i:03d}" for i in range(count)]
+    for seed, name in enumerate(names):
+        adapter = base.add("made", method, task=TASK, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for values in adapter.tensors().values():
+                values += 0.02 * torch.randn(values.shape, generator=generator)
+        base.save("made", as_name=name, store=store)
+        base.remove("made")
+    return names
+
+
+def make_texts(tokenizer: Any, count: int, seed: int = 0) -> list[str]:
+    """Return different texts of TOKENS tokens, made of words that are one token each."""
+    chance = random.Random(seed)
+    words = sorted(word for word, i in tokenizer.get_vocab().items() if word.isalpha() and i > 1500)
+    words = [word for word in chance.sample(words, min(4000, len(words))) if len(tokenizer(word)["input_ids"]) == 3]
+    return [" ".join(chance.choices(words, k=TOKENS - 2)) for _ in range(count)]
+
+
+def popular(names: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """Draw names by Zipf's law: the k-th is asked 1/k as often as the first."""
+    weights = [1 / (k + 1) ** ZIPF for k in range(len(names))]
+    return random.Random(seed).choices(list(names), weights, k=count)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def running(words: Sequence[str], port: int, **environment: str) -> Iterator[int]:
+    """Run a server as a process of its own until the block ends; gives its id."""
+    process = subprocess.Popen([sys.executable, *words], env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(1200):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
+                break
+            except OSError:
+                if process.poll() is not None:
+                    raise SystemExit(f"the server ended with code {process.returncode}") from None
+                time.sleep(0.25)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """One connection that asks and waits: bare HTTP, so that measuring costs little of what is measured.
+
+    Args:
+        port: of the server on this machine.
+    """
+
+    def __init__(self, port: int):
+        self.port = port
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, body: dict[str, Any], path: str = "/v1/classify") -> tuple[int, bytes]:
+        """Return status and body of the answer."""
+        if self.streams is None:
+            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self.streams
+        data = json.dumps(body).encode()
+        lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(data)}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + data)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        length = next(
+            int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")
+        )
+        return int(head.split()[1]), await reader.readexactly(length)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.streams is not None:
+            self.streams[1].close()
+
+
+def requests_of(names: Sequence[str], texts: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Return bodies: adapters by popularity, texts in turn."""
+    return [{"model": n, "input": texts[i % len(texts)]} for i, n in enumerate(popular(names, count))]
+
+
+async def throughput(port: int, bodies: Sequence[dict[str, Any]], clients: int, seconds: float) -> dict[str, float]:
+    """Ask with so many clients at once; return answers per second."""
+    place, done, until = 0, 0, time.perf_counter() + seconds
+
+    async def one() -> None:
+        nonlocal place, done
+        client = Client(port)
+        while time.perf_counter() < until:
+            place += 1
+            status, answer = await client.ask(bodies[place % len(bodies)])
+            assert status == 200, answer
+            done += 1
+        client.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return {"per_second": round(done / (time.perf_counter() - began), 2), "answers": done}
+
+
+async def latency(port: int, bodies: Sequence[dict[str, Any]], rate: float, seconds: float) -> dict[str, float]:
+    """Ask at random times, `rate` a second; return milliseconds from the planned time to the answer."""
+    chance, took, idle = random.Random(1), [], []
+    refused = 0
+
+    async def one(body: dict[str, Any], planned: float) -> None:
+        nonlocal refused
+        client = idle.pop() if idle else Client(port)
+        status, _ = await client.ask(body)
+        took.append((time.perf_counter() - planned) * 1e3)
+        refused += status != 200
+        idle.append(client)
+
+    start, at, tasks = time.perf_counter(), 0.0, []
+    for body in bodies:
+        at += chance.expovariate(rate)
+        if at > seconds:
+            break
+        await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+        tasks.append(asyncio.ensure_future(one(body, start + at)))
+    await asyncio.gather(*tasks)
+    for client in idle:
+        client.close()
+    ordered = sorted(took)
+    shown = {f"p{p}_ms": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 2) for p in (50, 90, 99)}
+    return {"rate": round(rate, 2), "answers": len(ordered), "refused": refused, **shown}
+
+
+def measure(port: int, names: Sequence[str], texts: Sequence[str], rate: float | None, args: Any) -> dict[str, Any]:
+    """Measure a server; every adapter is asked once before."""
+
+    async def warm() -> None:
+        client = Client(port)
+        for name in names:
+            assert (await client.ask({"model": name, "input": texts[0]}))[0] == 200
+        client.close()
+
+    asyncio.run(warm())
+    bodies = requests_of(names, texts, 100_000)
+    found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, args.seconds))}
+    rate = rate or found["throughput"]["per_second"] / 2
+    found["latency"] = asyncio.run(latency(port, bodies, rate, args.seconds))
+    return found
+
+
+def check(base: Any, home: Path, port: int, names: Sequence[str], texts: Sequence[str]) -> float:
+    """Compare answers with `base.predict`; return the largest difference of a probability."""
+    from onebase.store import Store
+
+    async def asked() -> list[dict[str, Any]]:
+        client = Client(port)
+        answers = [await client.ask({"model": n, "input": texts[0]}) for n in names[:CHECKED]]
+        client.close()
+        return [json.loads(answer)["data"][0] for _, answer in answers]
+
+    worst = 0.0
+    for name, answer in zip(names, asyncio.run(asked())):
+        base.load(name, store=Store(home))
+        wanted = base.predict(texts[0], name)[0].probabilities
+        base.remove(name)
+        worst = max(worst, *(abs(wanted[label] - answer["probabilities"][label]) for label in wanted))
+    assert worst < 1e-4, worst
+    return worst
+
+
+# -- a server that switches --------------------------------------------------------------------------------------------
+
+
+def switching_server(port: int, count: int) -> None:
+    """Serve LoRA adapters of PEFT: one request at a time, and before each the model is switched."""
+    import threading
+
+    import torch
+    import uvicorn
+    from fastapi import FastAPI
+    from peft import LoraConfig, get_peft_model
+
+    import onebase as ob
+
+    base = ob.load_base("minilm")
+    tokenizer, config = base.tokenizer, LoraConfig(r=8, target_modules=["query", "value"])
+    model = get_peft_model(base.model, config, adapter_name="a000").eval()
+    for i in range(1, count):
+        model.add_adapter(f"a{i:03d}", config)
+    heads = {f"a{i:03d}": torch.nn.Linear(base.anatomy.hidden_size, 2) for i in range(count)}
+    lock, app = threading.Lock(), FastAPI()
+
+    @app.get("/ready")
+    def ready() -> dict[str, str]:
+        return {"status": "ready"}
+
+    def answer(name: str, text: str) -> dict[str, float]:
+        with lock, torch.no_grad():
+            model.set_adapter(name)
+            batch = tokenizer([text], truncation=True, max_length=TOKENS, return_tensors="pt")
+            states = model(**batch).last_hidden_state.mean(1)
+            bad, good = heads[name](states).softmax(-1)[0].tolist()
+        return {"bad": bad, "good": good}
+
+    @app.post("/v1/classify")
+    async def classify(body: dict[str, Any]) -> dict[str, Any]:
+        chances = await asyncio.to_thread(answer, body["model"], body["input"])
+        return {"data": [{"probabilities": chances, "label": max(chances, key=lambda label: chances[label])}]}
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+
+
+def serve_words(port: int) -> list[str]:
+    """Return the command of a server of the embedded base."""
+    return ["-m", "onebase", "serve", "-b", "minilm", "--port", str(port)]
+
+
+def run(args: Any) -> dict[str, Any]:
+    """Measure every case."""
+    import onebase as ob
+
+    cases: dict[str, Any] = {}
+    with ob.load_base("minilm") as base:
+        texts = make_texts(base.tokenizer, 256)
+        with tempfile.TemporaryDirectory() as folder:
+            rate = None
+            for case in [c for c in ("base", *METHODS) if c == "base" or args.only in (None, c)]:
+                home, port = Path(folder) / case, free_port()
+                home.mkdir()
+                names = ["base"] if case == "base" else make_store(base, home, METHODS[case], args.adapters)
+                with running(serve_words(port), port, ONEBASE_HOME=str(home)):
+                    found = {} if case == "base" else {"worst_difference": check(base, home, port, names, texts)}
+                    cases[case] = found | measure(port, names, texts, rate, args)
+                rate = rate or cases["base"]["throughput"]["per_second"] / 2
+                print(case, json.dumps(cases[case]), flush=True)
+        if args.only in (None, "switching"):
+            port, names = free_port(), [f"a{i:03d}" for i in range(args.adapters)]
+            with running([__file__, "--switching", str(port), "--adapters", str(args.adapters)], port):
+                # an open loop beyond what it can do would measure how long the queue was left to grow
+                most = asyncio.run(throughput(port, requests_of(names, texts, 1000), args.clients, args.seconds))
+                own = min(rate or 1.0, most["per_second"] / 2)
+                cases["switching"] = measure(port, names, texts, own, args)
+            print("switching", json.dumps(cases["switching"]), flush=True)
+    whole = cases["base"]["throughput"]["per_second"]
+    for found in cases.values():
+        found["of_base"] = round(found["throughput"]["per_second"] / whole, 3)
+    return cases
+
+
+def main() -> None:
+    """Run what the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--only", choices=[*METHODS, "switching"])
+    parser.add_argument("--dry", action="store_true", help="write no file")
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
+    parser.add_argument("--switching", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.switching:
+        switching_server(args.switching, args.adapters)
+        return
+    settings = {
+        "adapters": args.adapters,
+        "seconds": args.seconds,
+        "clients": args.clients,
+        "tokens": TOKENS,
+        "zipf": ZIPF,
+    }
+    if args.soak:
+        from soak import soak
+
+        result = {"soak": soak(args.soak, min(args.adapters, 12))}
+    else:
+        result = {"settings": settings, "methods": METHODS, "cases": run(args)}
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+               "threads": os.environ.get("OMP_NUM_THREADS")}  # fmt: skip
+    print(json.dumps(result, indent=2))
+    if not args.dry:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps(kept | {"machine": machine} | result, indent=2) + "\n")
+    if args.soak and (result["soak"]["wrong"] or result["soak"]["failed"]):
+        raise SystemExit("answers were wrong or requests failed")
+
+
+if __name__ == "__main__":
+    main()
