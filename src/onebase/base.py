@@ -79,7 +79,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the base's embeddings are."""
+        """The device of the base's embeddings."""
         return self.anatomy.stacks[0].embed.weight.device  # type: ignore[union-attr,return-value]
 
     @property
