@@ -32,7 +32,7 @@ FENCE = re.compile(
 INCLUDE = re.compile(r"^```(?P<language>\{include\} [^\n]+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (slow|server|needs|not run)(?:: (.+))? -->")
 SHELL = set("|<>;&$`")  # words that hold one of these outside quotes are the shell's business
-SECONDS = 600  # of one command that is run in a shell
+SECONDS = 1800  # of one command that is run in a shell, on a machine that does other things too
 
 
 @dataclass(frozen=True)
