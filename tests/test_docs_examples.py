@@ -143,7 +143,7 @@ def test_quoted_methods_fit_the_embedded_base():
     from onebase.cli.dry_run import outline
     from onebase.methods.registry import parse_method
 
-    named = {m: p for p in PAGES for c in quoted(p) for m in re.findall(r"""(?:-m|--method) ("[^"]+"|[a-z]+)""", c)}
+    named = {m: p for p in PAGES for c in quoted(p) for m in re.findall(r"""(?:-m|--method) ("[^"]+"|[a-z][a-z0-9]*)""", c)}
     assert len(named) > 15
     base, _ = outline(None)
     for method, page in named.items():
