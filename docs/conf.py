@@ -17,9 +17,9 @@ html_title = f"onebase {release}"
 templates_path = ["_templates"]
 html_copy_source = False
 html_show_sphinx = False
-html_static_path: list[str] = []
+html_static_path, html_css_files = ["_static"], ["onebase.css"]
+smartquotes = False  # a quoted setting must stay what can be typed
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["misc.highlighting_failure"]  # JSON with an ellipsis in it
 

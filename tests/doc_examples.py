@@ -32,7 +32,7 @@ FENCE = re.compile(
 INCLUDE = re.compile(r"^```(?P<language>\{include\} [^\n]+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (slow|server|needs|not run)(?:: (.+))? -->")
 SHELL = set("|<>;&$`")  # words that hold one of these outside quotes are the shell's business
-SECONDS = 600  # of one command that is run in a shell
+SECONDS = 1800  # of one command that is run in a shell, on a machine that does other things too
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,11 @@ def commands(body: str) -> Iterator[str]:
 
 
 def words_of(command: str) -> list[str] | None:
-    """Return the arguments of a plain call of onebase, or None where a shell has to read it."""
+    """Return the arguments of a call of onebase, or None where a shell has to read it, or it starts its like."""
     words = shlex.split(command, comments=True)
     bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", command.partition(" #")[0])
-    return words[1:] if words[:1] == ["onebase"] and not SHELL & set(bare) else None
+    plain = words[:1] == ["onebase"] and "--processes" not in words and not SHELL & set(bare)
+    return words[1:] if plain else None
 
 
 class Reader:

@@ -136,6 +136,23 @@ def test_options_in_sentences_exist(page):
             assert option in known, f"{page_id(page)}: no command has {option}"
 
 
+@needs_base
+def test_quoted_methods_fit_the_embedded_base():
+    """Every method that a command names is built, without weights."""
+    from onebase.build import build_adapter, default_task
+    from onebase.cli.dry_run import outline
+    from onebase.methods.registry import parse_method
+
+    named = {
+        m: p for p in PAGES for c in quoted(p) for m in re.findall(r"""(?:-m|--method) ("[^"]+"|[a-z][a-z0-9]*)""", c)
+    }
+    assert len(named) > 15
+    base, _ = outline(None)
+    for method, page in named.items():
+        found = build_adapter(base, "a", parse_method(method.strip('"')), default_task(base), 0, empty=True)
+        assert found.count() > 0, f"{page_id(page)}: {method}"
+
+
 @pytest.mark.parametrize("example", [e for e in EVERY if e.language == "python"], ids=lambda e: e.place)
 def test_python_examples_are_python(example: Example):
     compile(example.body, example.place, "exec", dont_inherit=True)

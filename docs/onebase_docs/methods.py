@@ -7,8 +7,9 @@ import importlib
 import re
 from collections.abc import Iterator
 
-from onebase.methods import all_methods
+from onebase.errors import ConfigError
 from onebase.methods.method import Method
+from onebase.methods.registry import BUILT_IN, get_method
 from onebase_docs import results
 from onebase_docs.text import cell, code, table
 
@@ -24,7 +25,7 @@ def opening(name: str) -> dict[str, list[str]]:
 
     Lines that begin a sentence without a heading are under ''.
     """
-    module = importlib.import_module(all_methods()[name].__module__)
+    module = importlib.import_module(BUILT_IN[name])
     found: dict[str, list[str]] = {}
     lines: list[str] = found.setdefault("", [])
     for line in (module.__doc__ or "").splitlines()[1:]:
@@ -46,7 +47,7 @@ def page(name: str) -> str:
 
 
 def _page(name: str) -> Iterator[str]:
-    cls, facts = all_methods()[name], opening(name)
+    cls, facts = get_method(name), opening(name)
     yield "## Formula\n"
     yield "```text\n" + "\n".join(facts.pop("Formula")) + "\n```\n"
     rows = [(heading, " ".join(facts.pop(heading))) for heading in FACTS if heading in facts]
@@ -83,11 +84,11 @@ def training(name: str) -> str:
     from onebase.methods.union import Composite
     from onebase.training.settings import SCALED, WIDTH, recipe
 
-    cls = all_methods()[name]
+    cls = get_method(name)
     if issubclass(cls, Composite):
         try:
             rate = recipe(cls())["lr"]
-        except Exception:  # a union has no parts until somebody names them
+        except ConfigError:  # a union has no parts until somebody names them
             return "It trains at the learning rate of its slowest part; the others keep their proportion to it."
         return f"It trains at the learning rate of its slowest part, {code(f'{rate:g}')} by default."
     found = recipe(name)
@@ -110,10 +111,9 @@ def sizes() -> dict[str, tuple[int, float]]:
     base, total = outline(None)
     task = {**default_task(base), "kind": "classification", "labels": ["no", "yes"]}
     found = {}
-    for name, cls in all_methods().items():
-        if name not in NAMED:
-            count = build_adapter(base, name, cls(), task, 0, empty=True).count()
-            found[name] = (count, count / total)
+    for name in (name for name in BUILT_IN if name not in NAMED):
+        count = build_adapter(base, name, get_method(name)(), task, 0, empty=True).count()
+        found[name] = (count, count / total)
     return found
 
 
@@ -126,7 +126,8 @@ def size(name: str) -> str:
 def overview() -> str:
     """Return the table of all methods."""
     rows = []
-    for name, cls in all_methods().items():
+    for name in BUILT_IN:  # methods of other packages have their pages elsewhere
+        cls = get_method(name)
         count, share = sizes().get(name, (0, 0.0))
         values = f"{count:,} ({100 * share:.2f} %)" if count else "depends on what is named"
         merge = "if every part does" if name == "union" else "yes" if cls.mergeable else "no"

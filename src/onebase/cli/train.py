@@ -278,7 +278,7 @@ def _inherited(ref: str | None) -> tuple[str, dict[str, Any]] | None:
 
     stored = Store().resolve(ref)
     method, quantized = stored.config.method, stored.config.provenance.get("quantization")
-    options = {"method": {"name": method.name, **method.settings}, "base": name_of_base(stored)}
+    options: dict[str, Any] = {"method": {"name": method.name, **method.settings}, "base": name_of_base(stored)}
     return ref, options | ({"quantize": quantized} if quantized else {})
 
 

@@ -55,7 +55,7 @@ class At:
     drawn: int = 0  # draws made there
 
     def enter(self, site: str) -> At:
-        """Begin to compute a site."""
+        """Begin to compute a site: dropout there is drawn for it. Returns itself."""
         self.site, self.drawn = site, 0
         return self
 

@@ -156,8 +156,11 @@ class Data:
     kind: str
     """the kind of data; `onebase.data.KINDS` lists them with their roles"""
     train: Rows
+    """rows to learn from"""
     validation: Rows
+    """rows that decide what is chosen in training: rate, epoch, thresholds"""
     test: Rows
+    """rows that are scored when training is over; may be empty"""
     labels: tuple[str, ...]
     """names of the classes (classification, multilabel), tags or labels of spans (tokens) in natural order; empty for
     other kinds"""
@@ -179,7 +182,7 @@ class Data:
 
     @property
     def splits(self) -> Mapping[str, Rows]:
-        """Split name -> rows; empty splits included."""
+        """The rows by name of their split; empty splits included."""
         return {name: getattr(self, name) for name in SPLITS}
 
 

@@ -110,7 +110,15 @@ class LoRA(Method):
         return hits[-1] if hits else default  # a later key wins
 
     def start(self, site: Site, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Draw A, (r, d_in), for a site, and return it with the scale s there."""
+        """Draw A for a site.
+
+        Args:
+            site: a linear site; its features, `ranks` and `alphas` give r and s.
+            generator: the only source of randomness.
+
+        Returns:
+            A, (r, d_in), and the scale s.
+        """
         rank = int(self._at(site, self.rank, self.ranks))
         alpha = self._at(site, self.alpha, self.alphas)
         a = down_map(rank, site.d_in, generator)

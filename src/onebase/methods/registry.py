@@ -44,6 +44,9 @@ def register(cls: Class) -> Class:
     Args:
         cls: a frozen dataclass derived from `Method`, with a class attribute `name`.
 
+    Returns:
+        The class, so that this is a decorator.
+
     Raises:
         ConfigError: the name is taken by another class, or is no identifier.
     """
