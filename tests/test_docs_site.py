@@ -107,7 +107,7 @@ def test_results_are_those_of_the_files():
     shown = results.of_method("lora")
     runs = [r for r in results.lines("tasks.jsonl") if r["method"] == "lora"]
     assert runs and all(f"| {r['base']:.4f} | {r['value']:.4f} |" in shown for r in runs)
-    over = json.loads((results.FOLDER / "mixed.json").read_text())["bank"]["lora"]["over_base"]["median"]
+    over = json.loads((results.FOLDER / "forward.json").read_text())["bank"]["lora"]["over_base"]["median"]
     assert f"{100 * (over - 1):+.1f} %" in shown
     assert results.of_method("nothing of this name") == results.NOTHING
     rate = {run["lr"] for run in results.full_runs("cr")}

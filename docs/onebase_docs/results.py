@@ -96,7 +96,7 @@ def _language(name: str) -> str:
 
 def _mixed(name: str) -> str:
     """Return what a batch of many adapters costs over the base alone."""
-    file = FOLDER / "mixed.json"
+    file = FOLDER / "forward.json"
     found = json.loads(file.read_text("utf-8")).get("bank", {}).get(name) if file.is_file() else None
     over = (found or {}).get("over_base")
     if not over:
@@ -105,5 +105,5 @@ def _mixed(name: str) -> str:
     return (
         "A batch of 64 rows with 64 adapters, one per row, takes "
         f"{more:+.1f} % time over the base alone (quartiles {low:+.1f} to {high:+.1f}; one CPU thread, bfloat16, "
-        "`benchmarks/mixed.py`).\n"
+        "`benchmarks/forward.py`).\n"
     )
