@@ -81,7 +81,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """The device that the base computes on: its embeddings' own, or the one that offloaded weights are brought to."""
+        """The device that the base computes on: of its embeddings, or the one that offloaded weights are brought to."""
         return device_of(self.anatomy.stacks[0].embed)
 
     @property
