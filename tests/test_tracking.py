@@ -80,7 +80,7 @@ def test_what_cannot_be_tracked_is_refused_before_anything_is_read(monkeypatch) 
     with pytest.raises(ConfigError, match=r"pip install 'onebase\[wandb\]'"):
         ob.train_many(base, [ob.Job(ROWS)], track=["tensorboard", "wandb"])
     found = CliRunner().invoke(app, ["train", "-d", "/no/such/file.csv", "--track", "mlflows"])
-    assert isinstance(found.exception, UnknownNameError) or found.exit_code == 1
+    assert found.exit_code != 0
     assert "mlflow" in f"{found.exception} {found.output} {found.stderr}"
 
 
