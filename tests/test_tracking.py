@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
 import onebase as ob
+from onebase.cli.main import app
 from onebase.errors import ConfigError, UnknownNameError
 from onebase.store import Store
 from onebase.training import tracking
@@ -77,6 +79,33 @@ def test_what_cannot_be_tracked_is_refused_before_anything_is_read(monkeypatch) 
     monkeypatch.setitem(tracking.PACKAGES, "wandb", "no_such_package")
     with pytest.raises(ConfigError, match=r"pip install 'onebase\[wandb\]'"):
         ob.train_many(base, [ob.Job(ROWS)], track=["tensorboard", "wandb"])
+    found = CliRunner().invoke(app, ["train", "-d", "/no/such/file.csv", "--track", "mlflows"])
+    assert found.exit_code != 0
+    assert "mlflow" in f"{found.exception} {found.output} {found.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries
+def test_the_command_line_tracks(tmp_path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("\n".join(["text,label", *(f"{row['text']},{row['label']}" for row in ROWS)]))
+    words = [
+        "train",
+        "-d",
+        str(data),
+        "-m",
+        "bitfit",
+        "--epochs",
+        "1",
+        "--set",
+        "attention=keep",
+        "--track",
+        "tensorboard",
+    ]
+    found = CliRunner(env={"ONEBASE_HOME": str(tmp_path)}).invoke(app, words)
+    assert found.exit_code == 0, found.output
+    (folder,) = (tmp_path / "tracking").iterdir()
+    assert folder.name.startswith("rows-") and "test/accuracy" in scalars(folder)
 
 
 @pytest.mark.slow

@@ -145,6 +145,10 @@ def train(
     out = workers.output(as_json)
     if shard and (processes or workers.launched()[1]) == 1:
         raise UsageError("--shard splits the base over several processes: add --processes N, or start it with torchrun")
+    if track:
+        from onebase.training.tracking import check_trackers
+
+        check_trackers(track)  # before data is read and a base is loaded
     from onebase.cli.merge import choose
     from onebase.comparison.defaults import METHOD
 
