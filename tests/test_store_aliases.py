@@ -126,7 +126,7 @@ def test_the_commands(store, monkeypatch):
     assert [row["aliases"] for row in run("ls")["adapters"]] == [["prod"], [], []]
     assert run("diff", "reviews@prod", "reviews@3")["relative"] == 3.0
     assert "reviews@1 is 'prod'" in str(run("rm", "reviews@prod", "--yes", code=1))
-    assert run("gc", "--keep", "1") == {"removed": False, "leftovers": [], "versions": ["reviews@2"]}
+    assert run("gc", "--keep", "1") == {"removed": False, "leftovers": [], "versions": ["reviews@2"], "kept": {}}
     assert run("gc", "--keep", "1", "--yes")["removed"]
     assert run("rm", "reviews", "--yes", "--force")["removed"] == ["reviews@1", "reviews@3"]
     for words in (["diff", "x", "y"], ["promote", "x@1", "prod"], ["rollback", "x", "prod"]):
