@@ -143,14 +143,13 @@ def test_quoted_methods_fit_the_embedded_base():
     from onebase.cli.dry_run import outline
     from onebase.methods.registry import parse_method
 
-    named = {
-        m: p for p in PAGES for c in quoted(p) for m in re.findall(r"""(?:-m|--method) ("[^"]+"|[a-z][a-z0-9]*)""", c)
-    }
+    method = re.compile(r"""(?:-m|--method) ("[^"]+"|[a-z][a-z0-9]*)""")
+    named = {name: page for page in PAGES for command in quoted(page) for name in method.findall(command)}
     assert len(named) > 15
     base, _ = outline(None)
-    for method, page in named.items():
-        found = build_adapter(base, "a", parse_method(method.strip('"')), default_task(base), 0, empty=True)
-        assert found.count() > 0, f"{page_id(page)}: {method}"
+    for name, page in named.items():
+        found = build_adapter(base, "a", parse_method(name.strip('"')), default_task(base), 0, empty=True)
+        assert found.count() > 0, f"{page_id(page)}: {name}"
 
 
 @pytest.mark.parametrize("example", [e for e in EVERY if e.language == "python"], ids=lambda e: e.place)

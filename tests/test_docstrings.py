@@ -12,7 +12,7 @@ import pytest
 import onebase
 from onebase import extend
 
-SAYS_RESULT = re.compile(r"^(Returns?|Yields?|Whether|The)\b|Returns itself", re.MULTILINE)
+SAYS_RESULT = re.compile(r"^(Returns?|Yields?|Whether|Where|The)\b|Returns itself", re.MULTILINE)
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
