@@ -69,7 +69,7 @@ def main() -> None:
         for method in args.methods.split(";"):
             for seed in range(args.seeds):
                 key = task, method, seed
-                if key in {(row["data"], row["method"], row["seed"]) for row in known()}:
+                if key in {(r["data"], r["method"], r["seed"]) for r in known() if r.get("pairs") != "joint"}:
                     continue
                 row = run_one(base, args.data / task, method, seed)
                 RESULTS.parent.mkdir(exist_ok=True)

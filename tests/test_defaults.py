@@ -14,11 +14,15 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def runs(data: str, method: str) -> list[dict]:
-    """Return the runs of a method with its defaults; of full fine-tuning those of the rate that all seeds had."""
+    """Return the runs of a method with its defaults; of full fine-tuning those of the rate that all seeds had.
+
+    Pairs that were read jointly are left out where the default reads them apart (the row says so).
+    """
     found = []
     for name in ("quality", "tasks", "tasks-h100"):
         lines = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         found += [r for r in map(json.loads, lines) if (r["data"], r["method"]) == (data, method)]
+    found = [r for r in found if r.get("pairs") != "joint"]
     rates = [r.get("lr") for r in found]
     return [r for r in found if r.get("lr") == max(rates, key=rates.count)]
 
