@@ -45,7 +45,7 @@ def run_one(base: ob.Base, source: Path, method: str, seed: int) -> dict[str, An
 def summary() -> None:
     """Print a line per run."""
     for row in known():
-        low, high = row["difference_interval"] or (float("nan"),) * 2
+        low, high = row.get("difference_interval") or (float("nan"),) * 2
         print(
             f"{row['data']:12} {row['method']:10} seed {row['seed']} {row['metric']:10} base {row['base']:.4f} adapter "
             f"{row['value']:.4f} difference {low:+.4f} to {high:+.4f}{'' if low * high > 0 else ' (within the noise)'}"

@@ -521,8 +521,8 @@ def test_cards_of_all_kinds(store, kind):
     tag = yaml.safe_load(card.split("---\n")[1])["pipeline_tag"]
     assert (tag == "text-generation") == get_task(kind).writes == ("base.generate(" in card)
     assert tag in {
-        "feature-extraction", "fill-mask", "question-answering", "sentence-similarity", "text-classification",
-        "text-generation", "text-ranking", "token-classification",
+        "feature-extraction", "fill-mask", "image-classification", "question-answering", "sentence-similarity",
+        "text-classification", "text-generation", "text-ranking", "token-classification",
     }  # fmt: skip
     compile(card.split("```")[1].removeprefix("python"), "card", "exec")
 

@@ -69,12 +69,13 @@ def _tasks(name: str) -> str:
     rows = []
     for file, device in DEVICES.items():
         for row in (row for row in lines(file) if _is(row, name)):
-            low, high = row["difference_interval"] or (None, None)
+            low, high = row.get("difference_interval") or (None, None)
             noise = "" if low is None else f"{low:+.3f} to {high:+.3f}"
             if low is not None and low <= 0 <= high:
                 noise += " (within the noise)"
             values = (f"{row['base']:.4f}", f"{row['value']:.4f}", noise)
-            rows.append((row["data"], device, row["metric"], *values))
+            data = f"{row['data']} (pairs={row['pairs']})" if "pairs" in row else row["data"]
+            rows.append((data, device, row["metric"], *values))
     if not rows:
         return ""
     columns = ("data", "device", "metric", "base's own", "with adapter", "difference (95 %)")

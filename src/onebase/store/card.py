@@ -99,6 +99,8 @@ def _use(kind: str, name: str, pair: bool) -> str:
         return f'base.generate([{{"role": "user", "content": "some text"}}], adapter="{name}")'
     if PIPELINES.get(kind) == "text-generation":
         return f'base.generate(["some text"], adapter="{name}")'
+    if kind == "image-classification":
+        return f'base.predict(["some/picture.jpg"], adapter="{name}")'
     second = ', pairs=["a second text"]' if pair else ""
     return f'base.predict(["some text"], adapter="{name}"{second})'
 
