@@ -147,6 +147,18 @@ def test_auto_reads_apart_only_where_the_frozen_base_is_clearly_better_at_it(bas
     assert how == "joint" and "one row" in notes[0]
 
 
+def test_an_adapter_with_words_of_its_own_reads_pairs_by_itself(base: ob.Base) -> None:
+    """The frozen base, which knows no new word, decides on its own tokens; a second run asks it nothing again."""
+    pairs = [(f"zorblax {sentence(i)}", f"zorblax {sentence(i if i % 2 else i + 5, 3)}") for i in range(120)]
+    rows = [{"text": a, "text_pair": b, "label": "same" if i % 2 else "other"} for i, (a, b) in enumerate(pairs)]
+    for method in ("tokens(words=['zorblax']) + lora(rank=2)", "lora(rank=2)"):
+        run = ob.train(base, rows, method, **FAST)
+        assert base.adapters[run.name].task["pairs"] == "apart"
+        (answer,) = base.predict([rows[0]["text"]], run.name, pairs=[rows[0]["text_pair"]])
+        assert set(answer.probabilities) == {"same", "other"}
+        base.remove(run.name)
+
+
 class Notes(ob.training.loop.Reporter):
     """Keeps what a run says."""
 

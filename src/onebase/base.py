@@ -70,6 +70,7 @@ class Base:
         self._numbers: dict[int, str] = {}
         self._next = 0
         self._baselines: dict[Any, Any] = {}  # heads on the frozen base, by the data they were fitted on
+        self._settled: dict[Any, dict[str, Any]] = {}  # final specs of tasks, by data and the spec asked for
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
         self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
         self._closed = False

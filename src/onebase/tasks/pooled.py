@@ -71,20 +71,23 @@ class PooledTask(Task):
             how = "joint" if spec["template"] else "apart"
         return spec | {"pairs": how}
 
-    def settle(
-        self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]
-    ) -> tuple[dict[str, Any], dict[str, Examples]]:
+    def settle(self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]) -> dict[str, Any]:
         """Read pairs apart where that is clearly better on the frozen base: by more than a standard error.
 
         A base that was trained to embed sentences knows there what a few thousand joint rows do not teach it.
         """
         if spec.get("pairs") != "auto":
-            return spec, examples
+            return spec
         train, validation = examples["train"], examples["validation"]
         ways = {how: {**spec, "pairs": how} for how in PAIRS}
         (_, joint, noise), (_, apart, _) = (self._fitted(base, ways[how], train, validation) for how in PAIRS)
-        how = "apart" if apart > joint + noise else "joint"
-        return ways[how], {split: _read_as(how, part) for split, part in examples.items()}
+        return ways["apart" if apart > joint + noise else "joint"]
+
+    def settled(self, spec: Mapping[str, Any], examples: dict[str, Examples]) -> dict[str, Examples]:
+        """Return rows of pairs as they are read now."""
+        if "pairs" not in spec:
+            return examples
+        return {split: _read_as(spec["pairs"], part) for split, part in examples.items()}
 
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module:
         """Build the head for the vectors that the adapter reads."""
@@ -261,7 +264,8 @@ def _read_as(how: str, examples: Examples) -> Examples:
         return examples
     rest = {key: value for key, value in examples.facts.items() if key not in ("other", "second")}
     back = replace(examples, facts={key: v for key, v in examples.facts.items() if key != "other"})
-    return replace(other, facts={**rest, **other.facts, "other": back})
+    plain = None if examples.plain is None else _read_as(how, examples.plain)
+    return replace(other, facts={**rest, **other.facts, "other": back}, plain=plain)
 
 
 def reads_apart(spec: Mapping[str, Any]) -> bool:

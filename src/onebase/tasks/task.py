@@ -265,11 +265,13 @@ class Task:
         """
         return spec
 
-    def settle(
-        self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]
-    ) -> tuple[dict[str, Any], dict[str, Examples]]:
-        """Settle what the frozen base's answers to the encoded rows decide: the final spec, and the rows it reads."""
-        return spec, examples
+    def settle(self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]) -> dict[str, Any]:
+        """Return the final spec: what the frozen base's answers to the encoded rows decide is settled."""
+        return spec
+
+    def settled(self, spec: Mapping[str, Any], examples: dict[str, Examples]) -> dict[str, Examples]:
+        """Return encoded rows as the spec that was settled for them reads them."""
+        return examples
 
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module | None:
         """Build the head for vectors of `width`; None where there is none."""

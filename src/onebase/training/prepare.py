@@ -136,8 +136,8 @@ def prepare(
     spec = make_task(base, found, **options)
     settings = settings_for(method, more, base.anatomy.hidden_size)
     examples = _encoded(base, spec, found, method, {} if shared is None else shared)
-    asked = spec
-    spec, examples = get_task(spec["kind"]).settle(base, spec, examples)
+    asked, spec = spec, _settled(base, spec, found, examples)
+    examples = get_task(spec["kind"]).settled(spec, examples)
     if asked.get("pairs") == "auto":
         report.note(PAIRS_READ[spec["pairs"]])
     plain = {split: part.for_base for split, part in examples.items()}
@@ -286,13 +286,27 @@ def _frequent(train: Examples) -> list[int]:
     return ids[counts.argsort(descending=True, stable=True)].tolist()
 
 
+def _settled(base: Base, spec: dict[str, Any], data: Data, examples: dict[str, Examples]) -> dict[str, Any]:
+    """Return the final spec; what was settled for the same data before is remembered."""
+    key = _key(data, spec)
+    if key not in base._settled:
+        plain = {split: part.for_base for split, part in examples.items()}
+        base._settled[key] = get_task(spec["kind"]).settle(base, spec, plain)
+    return dict(base._settled[key])
+
+
+def _key(data: Data, spec: dict[str, Any]) -> tuple[str, str]:
+    """Return what results on the frozen base depend on."""
+    return data.digest, json.dumps(spec, sort_keys=True, default=str)
+
+
 def _own_scores(base: Base, adapter: Adapter, examples: dict[str, Examples], data: Data, report: Reporter) -> Scores:
     """Score the base alone: with a head that is fitted on its frozen states, from which the adapter's head starts.
 
     The base keeps the last few results, because several adapters are often trained on the same data.
     """
     spec = adapter.task
-    key = (data.digest, json.dumps(spec, sort_keys=True, default=str))
+    key = _key(data, spec)
     if key not in base._baselines:
         report.note("scoring the base alone" + (", with its own head on frozen vectors" if adapter.head else ""))
         task = get_task(spec["kind"])
