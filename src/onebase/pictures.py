@@ -63,22 +63,22 @@ def need_pillow() -> None:
 def opened(source: Any, channels: int = 3) -> Any:
     """Return a PIL image in colour (or grey), turned as the camera was held.
 
+    Args:
+        source: the path of a file, or a PIL image, as `pictures` has checked.
+        channels: 1 for grey.
+
     Raises:
         DataError: no such file, or no picture.
     """
-    need_pillow()
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, str | Path):
+    image = source
+    if isinstance(source, str):
         try:
             with Image.open(source) as file:
                 image = ImageOps.exif_transpose(file)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{source}: {problem(Path(source), error)}") from None
-    else:
-        raise DataError(f"{source!r} is no picture: pass the path of a file, or a PIL image")
     return image.convert("L" if channels == 1 else "RGB")
 
 
