@@ -7,9 +7,7 @@ from typing import Any
 
 import adapters
 import common
-import torch
 import trainers
-from transformers import AutoTokenizer
 
 
 def config(method: str, dropout: float) -> Any:
@@ -36,11 +34,7 @@ def train(given: Any, tokenizer: Any, folder: str) -> tuple[Any, common.Timer, i
 
 def main() -> None:
     """Train and answer."""
-    given = common.arguments()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(given.seed)
-    before = common.resident()
-    tokenizer = AutoTokenizer.from_pretrained(given.base)
+    given, before, tokenizer = common.begin()
     train(given, tokenizer, given.warm)
     model, timer, count = train(given, tokenizer, given.folder)
     score = {}

@@ -11,7 +11,7 @@ from typing import Any
 import common
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import AutoModel, get_linear_schedule_with_warmup
 
 
 class LoRALinear(nn.Module):
@@ -138,11 +138,7 @@ def accuracy(given: Any, model: Classifier, tokenizer: Any, folder: str) -> floa
 
 def main() -> None:
     """Train and answer."""
-    given = common.arguments()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(given.seed)
-    before = common.resident()
-    tokenizer = AutoTokenizer.from_pretrained(given.base)
+    given, before, tokenizer = common.begin()
     train(given, tokenizer, given.warm)
     model, timer, count = train(given, tokenizer, given.folder)
     score = {"accuracy": accuracy(given, model, tokenizer, given.folder)} if given.score else {}

@@ -38,6 +38,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def begin() -> tuple[argparse.Namespace, float, Any]:
+    """Read the arguments, set threads and seed, and load the tokenizer; call it when everything is imported.
+
+    Returns:
+        The arguments, MiB resident now, and the tokenizer.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    before = resident()
+    return given, before, AutoTokenizer.from_pretrained(given.base)
+
+
 def read(folder: str, split: str) -> list[dict[str, str]]:
     """Return the rows of a split, with a text and a label."""
     with (Path(folder) / f"{split}.csv").open(encoding="utf-8", newline="") as file:

@@ -7,9 +7,8 @@ from typing import Any
 
 import common
 import peft
-import torch
 import trainers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
+from transformers import AutoModelForSequenceClassification, Trainer
 
 
 def config(method: str, dropout: float) -> Any:
@@ -57,11 +56,7 @@ def score(given: Any, model: Any, tokenizer: Any, folder: str) -> float:
 
 def main() -> None:
     """Train and answer."""
-    given = common.arguments()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(given.seed)
-    before = common.resident()
-    tokenizer = AutoTokenizer.from_pretrained(given.base)
+    given, before, tokenizer = common.begin()
     train(given, tokenizer, given.warm, given.method)
     jobs = (
         [text.split(":") for text in given.jobs.split(",")] if given.jobs else [[given.method, given.folder, given.lr]]
