@@ -59,18 +59,6 @@ def test_page_is_served_and_nothing_else() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of a server with two adapters on the embedded base, one of them in two versions."""
     if given := os.environ.get("ONEBASE_TEST_URL"):
