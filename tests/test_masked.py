@@ -13,9 +13,11 @@ import torch
 import transformers as tf
 
 import onebase as ob
+from onebase.compose import stack
 from onebase.encode import IGNORED, Encoded
-from onebase.errors import ConfigError, DataError, UnsupportedError
+from onebase.errors import ConfigError, DataError, OnebaseError, UnsupportedError
 from onebase.examples import encode, run_examples
+from onebase.heads import TiedHead
 from onebase.tasks import get_task
 from onebase.tasks.masked import hide
 from onebase.training.prepare import make_task
@@ -169,10 +171,100 @@ def test_bases_are_loaded_with_the_head_that_their_checkpoint_has(base: ob.Base,
     config.save_pretrained(incomplete)
     found = ob.load_base(incomplete)
     assert not found.has_masked_head and type(found.model).__name__ == "BertModel"
-    with pytest.raises(UnsupportedError, match="masked-lm needs a base with a head for masked tokens"):
-        ob.train(found, ob.load_data(texts(), task="masked-lm"), "lora")
-    with pytest.raises(UnsupportedError, match="needs a base with a head for masked tokens"):
+    with pytest.raises(UnsupportedError, match="has no head for masked tokens, so only adapters trained with"):
         found.fill("a <mask>")
+
+
+@pytest.fixture(scope="module")
+def headless(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same encoder from a checkpoint without its head."""
+    path = tmp_path_factory.mktemp("headless") / "tiny"
+    tf.AutoModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(path)
+    tf.AutoTokenizer.from_pretrained(folder).save_pretrained(path)
+    found = ob.load_base(path)
+    yield found
+    found.close()
+
+
+def test_a_base_without_the_head_gets_one_of_its_embeddings(headless: ob.Base, tmp_path: Path) -> None:
+    assert not headless.has_masked_head
+    store, rows = ob.Store(tmp_path), texts(160)
+    data = ob.load_data({"train": rows[:120], "validation": rows[120:140], "test": rows[140:]}, task="mlm")
+    fingerprint = headless.fingerprint()
+    run = ob.train(headless, data, "lora(rank=4)", name="words", store=store, lr=1e-2, **{**FAST, "epochs": 6})
+    assert run.kind == "masked-lm" and run.metric == "perplexity" and run.test is not None
+    uniform = len(headless.tokenizer)
+    assert run.value < run.base_value < uniform  # the start knows at least how frequent words are
+    assert headless.fingerprint() == fingerprint
+    adapter = headless.adapters["words"]
+    assert isinstance(adapter.head, TiedHead) and isinstance(adapter.base_head, TiedHead)
+    assert not any(t.shape == (uniform, 32) for t in adapter.tensors().values())  # the embeddings are not stored
+    text = "the cold <mask> runs under the old bridge"
+    before = headless.fill(text, "words", top=3)[0].facts()
+
+    batch = headless.tokenizer(text, return_tensors="pt")
+    place = batch["input_ids"][0].tolist().index(headless.tokenizer.mask_token_id)
+    with torch.no_grad(), headless.use("words"):
+        state = headless.model(**batch).last_hidden_state[0, place]
+        head = adapter.head
+        mapped = (state - head.center) * head.scale @ head.weight.T + head.bias
+        logits = headless.model.embeddings.word_embeddings.weight @ mapped + head.words
+    best = torch.softmax(logits, -1).max(0)
+    assert before["spans"][0]["probability"] == pytest.approx(float(best.values), rel=1e-4)
+    assert before["spans"][0]["text"] == headless.tokenizer.decode([int(best.indices)])
+
+    headless.remove("words")
+    headless.load("words", store=store)
+    assert headless.fill(text, "words", top=3)[0].facts() == before
+    own = ob.evaluate(headless, data, "words")
+    assert own.base is not None
+    assert (own.adapter.value, own.base.value) == pytest.approx((run.value, run.base_value), rel=1e-5)
+    headless.remove("words")
+
+
+def test_tied_heads_share_batches_with_other_tasks(headless: ob.Base) -> None:
+    rows = [{"text": f"{TEXTS[i % 4]} {('good', 'bad')[i % 2]} {i}", "label": ("y", "n")[i % 2]} for i in range(40)]
+    labels, plain = ob.load_data(rows), ob.load_data(texts(60), task="masked-lm")
+    runs = ob.train_many(
+        headless,
+        [
+            ob.Job(labels, "lora(rank=2)", "labels", **FAST),
+            ob.Job(plain, "bottleneck(size=4)", "fr", **FAST),
+        ],
+    )
+    assert {run.name: run.kind for run in runs} == {"labels": "classification", "fr": "masked-lm"}
+    ob.train(headless, plain, "bottleneck(size=4)", name="alone", **FAST)
+    for key, value in headless.adapters["alone"].tensors().items():
+        assert torch.allclose(headless.adapters["fr"].tensors()[key], value, atol=1e-5), key
+    given = ["the cold <mask> runs", "<mask> was easy"]
+    mixed = headless.fill(given, ["fr", "alone"], top=2)
+    for text, name, found in zip(given, ("fr", "alone"), mixed):
+        (single,) = headless.fill([text], name, top=2)
+        assert [s.text for s in single.spans or ()] == [s.text for s in found.spans or ()]
+    headless.add("up", stack("fr", "labels"))
+    assert headless.predict("the cold river good", "up")[0].label in ("y", "n")
+    with pytest.raises(UnsupportedError, match="the plain base was asked"):
+        headless.fill(given, ["fr", None])
+    for name in ("up", "labels", "fr", "alone"):
+        headless.remove(name)
+
+
+def test_what_cannot_fill_masks_says_so(headless: ob.Base, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    decoder = ob.Base(
+        tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2)), tokenizer
+    )
+    with pytest.raises(UnsupportedError, match="needs an encoder that reads text"):
+        ob.train(decoder, ob.load_data(texts(), task="masked-lm"), "lora")
+    store, data = ob.Store(tmp_path), ob.load_data(texts(60), task="masked-lm")
+    ob.train(headless, data, "lora(rank=2)", name="words", store=store, **FAST)
+    headless.adapters["words"].task["tied"]["words"] += 1
+    headless.save("words", store=store)
+    headless.remove("words")
+    with pytest.raises(OnebaseError, match="embeddings"):
+        headless.load("words@2", store=store)
+    headless.load("words@1", store=store)
+    headless.remove("words")
 
 
 def test_classification_works_on_a_base_with_a_masked_head(base: ob.Base, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import onebase as ob
 from onebase.encode import encode_windows
 from onebase.errors import ConfigError
 from onebase.examples import encode
-from onebase.tasks.classification import evenness
+from onebase.tasks.classification import UNEVEN, evenness
 from onebase.training.job import Checked
 from onebase.training.prepare import make_task
 
@@ -83,7 +83,8 @@ def test_a_windowed_text_counts_once_and_is_averaged(base: ob.Base) -> None:
 
 
 def test_uneven_classes_weigh_more_and_macro_f1_counts(base: ob.Base) -> None:
-    assert evenness([50, 50]) == pytest.approx(1.0) and evenness([89, 11]) < 0.8 < evenness([70, 30])
+    assert evenness([50, 50]) == pytest.approx(1.0) and evenness([89, 11]) < 0.8 < evenness([70, 30]) < UNEVEN
+    assert evenness([67, 33]) > UNEVEN
     rows = [{"text": long_text(i, 9) + f" {i}", "label": "rare" if i % 10 == 0 else "usual"} for i in range(100)]
     data = ob.load_data(rows)
     spec = make_task(base, data)

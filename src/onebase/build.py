@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onebase.adapter import Adapter
 from onebase.core.contracts import AdapterModule
@@ -15,6 +15,7 @@ from onebase.core.quantized import problem_of
 from onebase.core.route import as_route
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.heads import TiedHead
 from onebase.image_init import image_init
 from onebase.methods.method import Init, Method
 from onebase.tasks import get_task
@@ -103,13 +104,23 @@ def build_adapter(
         )
     module.to(base.device, torch.float32)
     move_together(module)
-    head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
     adapter = Adapter(
-        name, method, module, task, head if head is None else head.to(base.device),
-        tokenizer=None if own is base.tokenizer else own,
-    )  # fmt: skip
+        name, method, module, task, new_head(base, task), tokenizer=None if own is base.tokenizer else own
+    )
     _check_conventions(base, adapter)
     return adapter
+
+
+def new_head(base: Base, task: Mapping[str, Any]) -> nn.Module | None:
+    """Build the head of a task for a base, on its device; None where the task has none."""
+    return placed(base, get_task(task["kind"]).head(task, base.anatomy.hidden_size))
+
+
+def placed(base: Base, head: nn.Module | None) -> nn.Module | None:
+    """Bring a head to a base, with what it reads there."""
+    if isinstance(head, TiedHead):
+        head.tie(base)
+    return head if head is None else head.to(base.device)
 
 
 def _unfit(base: Base) -> str:

@@ -15,7 +15,7 @@ from onebase.encode import IGNORED, Encoded, collate, pad_id, real_tokens
 from onebase.errors import DataError
 from onebase.processes import active
 from onebase.tasks import Examples, Losses, Task, get_task
-from onebase.tasks.task import Found
+from onebase.tasks.task import Found, Surface
 from onebase.words import seen, vocabulary_size
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def forward(
     task = get_task(spec["kind"])
     rows = task.inputs(examples, index)
     with drawn(None if name is None else base.adapters[name], row_keys(index, len(rows))):
-        if task.surface == "logits":
+        if task.surface_of(spec) == "logits":
             out: Any = token_logits(base, name, rows, task.prompted)
         else:
             batch = collate([row.bare for row in rows], pad_id(base.tokenizer), device=base.device)
@@ -137,7 +137,7 @@ def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]
     """
     found: dict[int, Losses] = {}
     for surface in ("states", "logits"):
-        mine = [i for i, (name, _, _) in enumerate(parts) if _task(base, name).surface == surface]
+        mine = [i for i, (name, _, _) in enumerate(parts) if _surface(base, name) == surface]
         if not mine:
             continue
         rows = [_task(base, parts[i][0]).inputs(parts[i][1], parts[i][2]) for i in mine]
@@ -169,6 +169,10 @@ def forward_mixed(base: Base, parts: Sequence[tuple[str, Examples, Sequence[int]
 
 def _task(base: Base, name: str) -> Task:
     return get_task(base.adapters[name].task["kind"])
+
+
+def _surface(base: Base, name: str) -> Surface:
+    return _task(base, name).surface_of(base.adapters[name].task)
 
 
 def _prompts(rows: Sequence[Encoded]) -> list[int]:
@@ -210,8 +214,8 @@ def run_examples(
     """Run a split without gradients; see `forward`. Processes that train together share its batches."""
     sums, counts = torch.zeros(len(examples)), torch.zeros(len(examples))
     values: list[Tensor | None] = [None] * len(examples)
-    kind = (base.adapters[name].task if name is not None else spec or {})["kind"]
-    if get_task(kind).surface == "logits":
+    about = base.adapters[name].task if name is not None else spec or {}
+    if get_task(about["kind"]).surface_of(about) == "logits":
         batch_size = min(batch_size, LOGIT_ROWS)
     together = active()
     batches = list(examples.batches(range(len(examples)), batch_size))

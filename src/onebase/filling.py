@@ -9,6 +9,7 @@ import torch
 
 from onebase.encode import Encoded, collate, encode_windows, pad_id
 from onebase.errors import DataError, UnsupportedError
+from onebase.heads import TiedHead
 from onebase.tasks import Prediction, Span, get_task
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def fill_masks(
         spec = base._spec(name)
         if name is not None and spec["kind"] not in ("masked-lm", "features"):
             raise UnsupportedError(f"adapter {name!r} is for {spec['kind']}: it fills no masks, use base.predict")
+        if not base.has_masked_head and "tied" not in spec:
+            raise UnsupportedError(
+                f"text {i}: {base.id} has no head for masked tokens, so only adapters trained with task=masked-lm fill "
+                f"masks on it; {'the plain base was asked' if name is None else f'{name!r} has no head'}"
+            )
         (row,) = encode_windows(base.tokenizer, {**spec, "windows": False}, [text], offsets=True)[0]
         if mask not in row.ids:
             lost = f" in its first {len(row.ids)} tokens" if row.cut else ""
@@ -37,13 +43,21 @@ def fill_masks(
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         rows = [Encoded(encoded[i].ids, encoded[i].types) for i in part]
-        with torch.no_grad(), base.use([names[i] for i in part]):
-            logits = base.model(**collate(rows, pad_id(base.tokenizer), device=base.device)).logits
-        for i, own in zip(part, logits):
+        batch = collate(rows, pad_id(base.tokenizer), device=base.device)
+        with torch.no_grad():
+            if base.has_masked_head:
+                with base.use([names[i] for i in part]):
+                    rows_out = base.model(**batch).logits
+            else:
+                rows_out = base.states(batch, [names[i] for i in part])
+        for i, own in zip(part, rows_out):
+            name = names[i]
+            head = None if name is None else base.adapters[name].head
             spans: list[Span] = []
             for place, token in enumerate(encoded[i].ids):
                 if token == mask:
-                    best = torch.softmax(own[place].double(), -1).topk(top)
+                    logits = head.logits(head(own[place])) if isinstance(head, TiedHead) else own[place]
+                    best = torch.softmax(logits.double(), -1).topk(top)
                     a, b = (encoded[i].offsets or ())[place] or (0, 0)
                     words = [base.tokenizer.decode([word]).strip() for word in best.indices.tolist()]
                     spans += [Span(a, b, word, "mask", p) for word, p in zip(words, best.values.tolist())]

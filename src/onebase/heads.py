@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from onebase.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onebase.base import Base
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -83,6 +86,43 @@ class LinearHead(nn.Module):
         self.center.copy_(vectors.mean(0))
         spread = vectors.std(0)
         self.scale.copy_(1.0 / spread.clamp(min=1e-2 * float(spread.mean()) + 1e-12))  # a dead feature stays small
+
+
+class TiedHead(LinearHead):
+    """Logits of words from a base's own embeddings, for encoders whose checkpoint has no head for masked tokens.
+
+    A state is mapped to the width of the embeddings; a word's logit is the product with its embedding, plus a bias
+    (tied weights: Press and Wolf 2017, arXiv 1608.05859). The embeddings stay the base's.
+
+    Args:
+        width: D of the states.
+        embedding: width of the base's embeddings.
+        words: V, rows of the base's embeddings.
+    """
+
+    def __init__(self, width: int, embedding: int, words: int):
+        super().__init__(width, embedding)
+        self.words = nn.Parameter(torch.zeros(words))
+        self._table: Callable[[], Tensor] | None = None  # a function, so that a copied head shares the base's table
+
+    def tie(self, base: Base) -> TiedHead:
+        """Read the embeddings of a base.
+
+        Raises:
+            ConfigError: they have another size.
+        """
+        module: Any = base.anatomy.stacks[0].embed
+        own, stated = tuple(module.weight.shape), (len(self.words), len(self.bias))
+        if own != stated:
+            raise ConfigError(f"a head for {stated[0]} words of width {stated[1]}, but the base's embeddings are {own}")
+        self._table = lambda: module.weight.detach()
+        return self
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """Return (n, V) logits, float32, of mapped states (n, embedding width): what `forward` gives."""
+        assert self._table is not None, "a tied head is tied when it is built"
+        with torch.autocast(vectors.device.type, enabled=False):
+            return nn.functional.linear(vectors.float(), self._table().float(), self.words)
 
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": nn.functional.gelu}

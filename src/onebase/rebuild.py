@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebase.adapter import Adapter, problems
-from onebase.build import build_adapter
+from onebase.build import build_adapter, placed
 from onebase.compose.kept import rebuilt
 from onebase.compose.recipes import NAME as COMPOSED
 from onebase.errors import CorruptError, OnebaseError
@@ -93,7 +93,7 @@ def rebuild(
             }
             if shapes:
                 head = get_task(task["kind"]).own_head(task, base.anatomy.hidden_size, shapes)
-                adapter.base_head = head if head is None else head.requires_grad_(False).to(base.device)
+                adapter.base_head = placed(base, head if head is None else head.requires_grad_(False))
             adapter.module.fit({key: tensor.shape for key, tensor in tensors.items()})
         adapter.bind()
     expected = adapter.tensors()

@@ -55,7 +55,7 @@ def probe(base: Base, adapter: Adapter) -> dict[str, Any]:
     rows = encode_texts(adapter.tokenizer or base.tokenizer, {**adapter.task, "template": ""}, PROBES, pairs)
     batch = collate(rows, pad_id(base.tokenizer), device=base.device)
     with torch.no_grad():
-        if get_task(adapter.task["kind"]).surface == "states":
+        if get_task(adapter.task["kind"]).surface_of(adapter.task) == "states":
             values = base.outputs(batch, [adapter.name] * len(rows))
             # outputs per token: those of padding depend on the kernel
             values = [(v[: len(row.ids)] if v.dim() > 1 else v).flatten() for v, row in zip(values, rows)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebase.adapter import Adapter
+from onebase.build import new_head
 from onebase.comparison.advice import FULL, HEAD
 from onebase.comparison.forgetting import forgetting
 from onebase.comparison.measuring import answers, speeds
@@ -17,7 +18,6 @@ from onebase.comparison.together import Candidate, Deadline, rank, trained_toget
 from onebase.comparison.work import Work
 from onebase.core.contracts import AdapterModule
 from onebase.methods.method import Method
-from onebase.tasks import get_task
 from onebase.training.full import Full
 from onebase.training.loop import Reporter
 from onebase.training.prepare import Prepared, discard, prepare
@@ -163,6 +163,5 @@ def own_record(work: Work, rows: int, held: int) -> dict[str, Any]:
 def _bare(base: Base, name: str, method: Method, task: dict[str, Any], seed: int, **_: Any) -> Adapter:
     """Build an adapter that changes nothing, for the head that is fitted beside it."""
     adapter = Adapter(name, method, AdapterModule({}), task)
-    head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
-    adapter.head = head if head is None else head.to(base.device)
+    adapter.head = new_head(base, task)
     return adapter

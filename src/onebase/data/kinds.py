@@ -169,3 +169,4 @@ TARGETS = ("label", "labels", "score", "tags", "spans")
 MEASURED = ("regression", "similarity", "rerank")
 # Kinds that plain text without columns can be.
 PLAIN = ("causal-lm", "masked-lm")
+SHORT = {"mlm": "masked-lm", "clm": "causal-lm"}  # what people also call them

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onebase.data.check import Problems, check_classes, check_count, check_scores, checked_rows, note_mixtures
 from onebase.data.columns import Columns, find_columns, match_column
 from onebase.data.files import Format, read_source
-from onebase.data.kinds import KINDS, PLAIN, ROLES, TARGETS
+from onebase.data.kinds import KINDS, PLAIN, ROLES, SHORT, TARGETS
 from onebase.data.rows import SPLITS, Data, Rows, are_scores, class_names, digest_of, natural_order
 from onebase.data.splits import keys, make_splits, sample
 from onebase.data.table import MEMORY, Table
@@ -93,6 +93,7 @@ def load(
         >>> data.labels, len(data.train), len(data.validation), len(data.test)
         (('bad', 'good'), 32, 4, 4)
     """
+    task = SHORT.get(task or "", task)
     if task is not None and task not in KINDS:
         raise unknown("task", task, KINDS)
     if limit is not None and limit < 1:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Classes are uneven where the entropy of their shares is below this part of the largest possible: 89 % against 11 %
 # has 0.50, 75 % against 25 % 0.81, 70 % against 30 % 0.88, the six classes of TREC have 0.93.
-UNEVEN = 0.85
+UNEVEN = 0.9
 
 
 def evenness(counts: Sequence[int]) -> float:

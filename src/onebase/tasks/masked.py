@@ -1,4 +1,5 @@
-"""Masked language modelling: words hidden in plain text are predicted by the base's own head.
+"""Masked language modelling: words hidden in plain text are predicted by the base's own head, or by one that is made of
+its embeddings.
 
 Devlin et al. 2019 (arXiv 1810.04805, section 3.1 and appendix A.1): of each row 15 % of the tokens are predicted, at
 least one; of those 80 % are replaced by the mask token, 10 % by a random token, and 10 % stay. Unlike there, rows are
@@ -17,9 +18,11 @@ from torch.nn import functional as F
 
 from onebase.encode import IGNORED, Encoded, encode_windows
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.heads import TiedHead
 from onebase.tasks.language import BLOCK, LanguageTask
 from onebase.tasks.registry import register_task
-from onebase.tasks.task import Examples, Found, Losses, Scores
+from onebase.tasks.task import Examples, Found, Losses, Scores, Surface
+from onebase.tasks.tied import fit_tied, tied_sizes
 
 if TYPE_CHECKING:
     from onebase.base import Base
@@ -38,12 +41,11 @@ class MaskedLM(LanguageTask):
     places: ClassVar[tuple[str, ...]] = ()
 
     def check_base(self, base: Base) -> None:
-        """Require an encoder with its head for masked tokens, and a mask token."""
-        if not base.has_masked_head:
+        """Require an encoder that reads text, and a mask token."""
+        if base.reads_images or base.is_encoder_decoder or base.anatomy.stacks[-1].causal:
             raise UnsupportedError(
-                f"{self.kind} needs a base with a head for masked tokens; {base.id} is a {type(base.model).__name__}. "
-                "Load a checkpoint that has one (its config names a ...ForMaskedLM), or pass "
-                "Base(AutoModelForMaskedLM.from_pretrained(...), tokenizer)."
+                f"{self.kind} needs an encoder that reads text; {base.id} is a {type(base.model).__name__}. Load a "
+                "checkpoint such as BERT's; decoders learn plain text with task=causal-lm."
             )
         if getattr(base.tokenizer, "mask_token_id", None) is None:
             raise UnsupportedError(f"{self.kind} needs a tokenizer with a mask token; that of {base.id} has none")
@@ -54,7 +56,24 @@ class MaskedLM(LanguageTask):
             spec["max_length"] = min(BLOCK, spec["max_length"])
         if spec["max_length"] < 8:
             raise ConfigError(f"max_length = {spec['max_length']}: expected at least 8 tokens to hide some of")
-        return spec
+        return spec if base.has_masked_head else spec | {"tied": tied_sizes(base)}
+
+    def surface_of(self, spec: Mapping[str, Any]) -> Surface:
+        """Logits of the base's own head; states where the head is the adapter's."""
+        return "states" if "tied" in spec else "logits"
+
+    def head(self, spec: Mapping[str, Any], width: int) -> nn.Module | None:
+        """Return a head made of the base's embeddings where the base has none."""
+        return TiedHead(width, **spec["tied"]) if "tied" in spec else None
+
+    def base_head(self, base: Base, spec: Mapping[str, Any], train: Examples, validation: Examples) -> nn.Module | None:
+        """The same head, fitted on frozen states."""
+        return fit_tied(base, spec["tied"], train, validation) if "tied" in spec else None
+
+    def read(self, head: nn.Module | None, states: Tensor, mask: Tensor, spec: Mapping[str, Any]) -> Tensor:
+        """Return states (b, T, embedding width) that logits are made of where they are needed."""
+        assert head is not None
+        return head(states)
 
     def encode(self, base: Base, spec: Mapping[str, Any], rows: Rows) -> Examples:
         """Encode texts, in windows without overlap where long, with the masks that scores are computed on.
@@ -99,6 +118,8 @@ class MaskedLM(LanguageTask):
         ]
         row, token, gold = torch.tensor(spots, dtype=torch.long, device=out.device).view(-1, 3).unbind(1)
         logits = out[row, token].float()  # (hidden, V): the head's other rows need no softmax
+        if isinstance(head, TiedHead):
+            logits = head.logits(logits)
         each = F.cross_entropy(logits, gold, reduction="none")
         none = torch.zeros(len(index), device=out.device)
         right = none.index_add(0, row, (logits.detach().argmax(-1) == gold).float())

@@ -217,7 +217,7 @@ class Task:
     Class attributes:
         kind: the registered name.
         summary: one line for lists.
-        surface: what a forward must give.
+        surface: what a forward must give, where the spec does not decide: see `surface_of`.
         writes: answers by generating text; else by `predict`.
         labelled: the spec has label names.
         places: places that a template may have, each must be there.
@@ -272,6 +272,10 @@ class Task:
     def settled(self, spec: Mapping[str, Any], examples: dict[str, Examples]) -> dict[str, Examples]:
         """Return encoded rows as the spec that was settled for them reads them."""
         return examples
+
+    def surface_of(self, spec: Mapping[str, Any]) -> Surface:
+        """Return what a forward must give for an adapter of this spec."""
+        return self.surface
 
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module | None:
         """Build the head for vectors of `width`; None where there is none."""

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from onebase.adapter import Adapter
+from onebase.build import new_head
 from onebase.core.contracts import AdapterModule
 from onebase.core.quantized import quantization_of
 from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.method import Init, Method
-from onebase.tasks import get_task
 from onebase.training.kernels import Kernels
 from onebase.training.loop import Reporter, fit
 from onebase.training.prepare import discard, prepare
@@ -105,8 +105,7 @@ def opened(base: Base) -> Iterator[Callable[..., Adapter]]:
     def build(base: Base, name: str, method: Method, task: dict[str, Any], seed: int, **_: Any) -> Adapter:
         adapter = FullAdapter(name, method, AdapterModule({}), task)
         adapter.model = base.model
-        head = get_task(task["kind"]).head(task, base.anatomy.hidden_size)
-        adapter.head = head if head is None else head.to(base.device)
+        adapter.head = new_head(base, task)
         return adapter
 
     try:
