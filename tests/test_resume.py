@@ -80,6 +80,25 @@ def test_a_resumed_run_ends_with_the_same_bits(base, whole, tmp_path, at) -> Non
     base.remove("r")
 
 
+def test_a_run_that_ended_while_an_epoch_was_scored_goes_on_with_the_next_order(base, whole, tmp_path) -> None:
+    """Step 8 is saved, as every second one is; it is the last one of the second epoch, which is scored after that."""
+
+    class Scoring(Reporter):
+        def epoch(self, entry: dict[str, float]) -> None:
+            if entry["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        ob.train(base, ROWS, METHOD, name="r", store=store, report=Scoring(), **SETTINGS)
+    _, about = checkpoints.read(checkpoints.place(tmp_path, "r"))
+    assert (about["state"]["epoch"], about["state"]["history"]["steps"]) == (1, 8), "no step of the epoch is left"
+    ob.train(base, ROWS, METHOD, name="r", store=store, resume=True, **SETTINGS)
+    own = base.adapters["r"].tensors()
+    assert own.keys() == whole.keys() and all(torch.equal(own[key], whole[key]) for key in own)
+    base.remove("r")
+
+
 def test_resume_refuses_another_run_and_damage(base, tmp_path) -> None:
     store = Store(tmp_path)
     with pytest.raises(ConfigError, match="needs name"):

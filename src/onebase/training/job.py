@@ -89,14 +89,18 @@ class JobState:
 
     def batch(self) -> list[int]:
         """Return the row numbers of the next optimizer step, in the seeded order of this epoch."""
+        order = self._shuffled()
+        self.adapter.routed.draw = Draw(self.settings.seed, self.history.steps)
+        start = self.place * self.per_step
+        return order[start : start + self.per_step]
+
+    def _shuffled(self) -> list[int]:
         if self.shuffled is None:
             task = get_task(self.adapter.task["kind"])
             self.train = task.for_epoch(self.train, self.settings.seed, self.epoch + 1)
             self.order_state = self.order.get_state()
             self.shuffled = torch.randperm(len(self.train), generator=self.order).tolist()
-        self.adapter.routed.draw = Draw(self.settings.seed, self.history.steps)
-        start = self.place * self.per_step
-        return self.shuffled[start : start + self.per_step]
+        return self.shuffled
 
     def step(self, loss: float, count: float, rows: int, began: float) -> None:
         """Take an optimizer step with the gradients that are there.
@@ -255,6 +259,8 @@ class JobState:
         self.top, self.waited = facts["top"], facts["waited"]
         self.order.set_state(tensors["order"])
         self.order_state, self.shuffled = tensors["order"].clone(), None
+        if self.place:  # an epoch that takes no further step has drawn its order all the same
+            self._shuffled()
 
     def _optimized(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
