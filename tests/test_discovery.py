@@ -43,7 +43,7 @@ def both(family: str, monkeypatch) -> tuple[Anatomy, Anatomy, Probe]:
 
 def facts(site: Site) -> dict[str, Any]:
     """Return what two descriptions of a site must share."""
-    names = ("kind", "path", "span", "d_in", "d_out", "norm", "heads", "head_dim")
+    names = ("kind", "path", "span", "d_in", "d_out", "norm", "heads", "head_dim", "cancels")
     index = None if site.index is None else site.index.tolist()
     return {**{name: getattr(site, name) for name in names}, "index": index}
 

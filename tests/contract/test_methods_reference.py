@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import checks
 import pytest
 import torch
-from families import FAMILIES, make
+from families import CASES, FAMILIES, make
 from methods import every
 from torch import nn
 
 from onebase.base import Base
 from onebase.core.contracts import Delta
-from onebase.core.site import standardize
+from onebase.core.site import Site, standardize
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods import all_methods, parse_method
 
@@ -19,8 +21,9 @@ NEAR = 2e-5  # sums in another order than the base's, over two layers
 MERGEABLE = [label for label, method in every().items() if method.mergeable]
 
 
-def put(module: nn.Module, name: str, tensor: torch.Tensor, span: tuple[int, int] | None) -> None:
+def put(site: Site, name: str, tensor: torch.Tensor) -> None:
     """Write a site's weight or bias into a copy of the base, which gets a bias where it has none."""
+    module: Any = site.module
     own = getattr(module, name, None)
     if own is None:
         full = torch.zeros(module.out_features)
@@ -28,8 +31,11 @@ def put(module: nn.Module, name: str, tensor: torch.Tensor, span: tuple[int, int
         own = getattr(module, name)
     if own.dim() == 2 and type(module).__name__ == "Conv1D":
         own = own.t()
-    part = own if span is None else own[span[0] : span[1]]
-    part.copy_(tensor)
+    if site.index is not None:
+        own[site.index] = tensor
+    else:
+        part = own if site.span is None else own[site.span[0] : site.span[1]]
+        part.copy_(tensor)
 
 
 def merge(base: Base, copied: Base, name: str) -> None:
@@ -40,9 +46,9 @@ def merge(base: Base, copied: Base, name: str) -> None:
         assert isinstance(delta, Delta)
         site = copied.anatomy.sites[site_name]
         weight, bias = delta.merged(site.weight(), site.bias())
-        put(site.module, "weight", weight, site.span)
+        put(site, "weight", weight)
         if bias is not None:
-            put(site.module, "bias", bias, site.span)
+            put(site, "bias", bias)
 
 
 @pytest.mark.parametrize("name", MERGEABLE)
@@ -52,7 +58,9 @@ def test_a_mergeable_method_is_a_change_of_weights(family, name, tokenizer):
     method = every()[name]
     row = checks.draw([None, None]).tokens[1]
     with Base(make(family), tokenizer) as base, Base(make(family), tokenizer) as copied, torch.no_grad():
-        checks.attach(base, {name: method})
+        if not checks.attach(base, {name: method}):
+            assert checks.refused_at(base, method) in (*CASES[family].refuses, checks.LACKS)
+            pytest.skip("this family refuses what the method needs, as it should")
         merge(base, copied, name)
         found, expected = checks.call_alone(base, row, name), checks.call_alone(copied, row, None)
         assert checks.gap(found, expected) <= NEAR * checks.size(expected)
@@ -127,7 +135,7 @@ def test_trained_norms(family, tokenizer):
             for n, p in place.module.named_parameters():
                 p.copy_(before[n])
             seen += 1
-        assert seen >= 4
+        assert seen >= 2
 
 
 def test_a_norm_whose_gain_is_almost_zero(tokenizer):
@@ -194,6 +202,8 @@ def test_methods_that_read_w_need_a_matrix(method, tokenizer):
 def test_ia3_scales_what_enters_the_last_map(family, tokenizer):
     """The hidden vector that the MLP's last map receives is the base's times 1 + l, in every family."""
     with Base(make(family), tokenizer) as base, torch.no_grad():
+        if "hidden" in CASES[family].refuses:
+            pytest.skip("its experts refuse what enters them")
         adapter = base.add("a", "ia3(sites=('hidden',))")
         checks.disturb(adapter.module, 1)
         name, delta = next(iter(adapter.module.items()))  # of the first layer: what comes before it is the base's
@@ -203,8 +213,9 @@ def test_ia3_scales_what_enters_the_last_map(family, tokenizer):
         for who in (None, "a"):
             checks.call_alone(base, row, who)
         handle.remove()
-        assert checks.gap(seen[1], seen[0] * (1 + delta.scale)) <= 1e-6
-        assert checks.gap(*seen) > checks.VISIBLE
+        plain, scaled = seen[0], seen[len(seen) // 2]  # of its first call: ALBERT has the same layer again and again
+        assert checks.gap(scaled, plain * (1 + delta.scale)) <= 1e-6
+        assert checks.gap(scaled, plain) > checks.VISIBLE
 
 
 def test_an_input_given_by_keyword_is_tapped(tokenizer):
@@ -239,7 +250,7 @@ def test_bitfit_without_biases(tokenizer):
 def test_key_biases_are_left_out_exactly_where_softmax_cancels_them(family, tokenizer):
     """A constant on the keys changes the base's answer in those families whose keys bitfit trains, and no other."""
     with Base(make(family, "eager"), tokenizer) as base, torch.no_grad():
-        base.add("a", "bitfit(create=True)")
+        base.add("a", "bitfit(sites=('q', 'k', 'v', 'o'), create=True)")
         sites = [s for s in base.anatomy.sites.values() if s.part == "k" and s.kind == "linear"]
         trained = [s for s in sites if s.name in base.adapters["a"].routed.deltas]
         assert trained in ([], sites)

@@ -226,7 +226,8 @@ def _sublayer_sites(
             own = sub.groupwise[part]
             site = replace(site, groupwise=replace(own, path=finder.join(root, own.path)))
         if part == "k" and not site.unsupported:
-            site = replace(site, cancels=not finder.rotates and not _changes_keys(finder, root, sub.core))
+            untouched = not finder.rotates and not _changes_keys(finder, root, sub.core)
+            site = replace(site, cancels=untouched if sub.cancels is None else sub.cancels)
         yield site, None
         if part == "down":
             at_input: dict[str, Any] = {"kind": "input", "part": "hidden", "d_out": site.d_in}

@@ -17,7 +17,7 @@ from onebase.anatomy.discovery_gates import settle_gates
 from onebase.anatomy.discovery_parts import Branches, Part, PartFinder, cut_pass, owns_matrix
 from onebase.anatomy.discovery_positions import find_padding, find_positions, find_rates
 from onebase.anatomy.discovery_probe import Probe
-from onebase.anatomy.discovery_proof import holding, prove_rows, prove_sums, roles_of
+from onebase.anatomy.discovery_proof import cancelled_keys, holding, prove_rows, prove_sums, roles_of
 from onebase.anatomy.discovery_residual import Branch, Layer, LayerReader
 from onebase.anatomy.discovery_stack import FoundStack, find_stacks, is_matrix
 from onebase.anatomy.discovery_trace import Call, Trace
@@ -145,6 +145,8 @@ def _sublayers(
     for (index, _), branch in parts.items():
         PartFinder(probe, trace, leaves, layers[index]).complete(branch)
     mixed = prove_rows(probe, _modules(layers, parts))
+    keys = {layers[i].branches[n].exit: branch.parts["k"] for (i, n), branch in parts.items() if "k" in branch.parts}
+    cancelled = cancelled_keys(probe, layers.values(), keys)
     found: dict[int, tuple[SubLayer, ...]] = {}
     for index, layer in layers.items():
         subs, norms = [], set()
@@ -152,7 +154,8 @@ def _sublayers(
             own = parts[index, number]
             if own.core and "kv" in stack.refused:
                 own.refused["kv"] = stack.refused["kv"]
-            subs.append(_sublayer(probe, layer, branch, own, mixed, norms))
+            sub = _sublayer(probe, layer, branch, own, mixed, norms)
+            subs.append(replace(sub, cancels=branch.exit in cancelled) if "k" in own.parts else sub)
         found[index] = tuple(subs)
     return found
 

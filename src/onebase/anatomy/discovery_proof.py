@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from onebase.anatomy.discovery_parts import Part
 from onebase.anatomy.discovery_probe import ROWS, Edit, Probe, first
 from onebase.anatomy.discovery_residual import Layer, Norm, Scale
 from onebase.anatomy.discovery_trace import Trace
@@ -127,6 +129,35 @@ def _first_changed(probe: Probe, hold: Mapping[Ref, Edit], place: Ref) -> Tensor
     noise = torch.randn(value.shape[-1:], generator=torch.Generator().manual_seed(5)).to(value)
     value[:, 0] += noise * float(value.float().std())
     return value
+
+
+def cancelled_keys(probe: Probe, layers: Iterable[Layer], keys: Mapping[str, Part]) -> set[str]:
+    """Find the attentions whose softmax cancels a constant that is added to their keys.
+
+    Args:
+        probe: runs the model.
+        layers: all layers; each gets its plain input.
+        keys: exit of an attention -> the part that projects its keys.
+
+    Returns:
+        Those exits that stay the same when a random vector is added to every key.
+    """
+    starts = [entry(layer) for layer in layers]
+    places = {path: Ref(path, None) for path in keys}
+    plain = probe.run([*starts, *places.values()])
+    generator = torch.Generator().manual_seed(7)
+    edits = {start: constant(plain[start]) for start in starts}
+    for part in keys.values():
+        module: Any = probe.model.get_submodule(part.path)
+        width = int(getattr(module, "out_features", 0) or module.nf)
+        moved = torch.randn(width, generator=generator)
+        if part.features is not None:
+            chosen = torch.zeros(width)
+            chosen[list(part.features)] = 1.0
+            moved = moved * chosen
+        edits[Ref(part.path, None)] = added(moved)
+    seen = probe.run(places.values(), edits)
+    return {path for path, place in places.items() if probe.equal(seen[place], plain[place])}
 
 
 def prove_rows(probe: Probe, paths: Iterable[str]) -> dict[str, str]:

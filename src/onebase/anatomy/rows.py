@@ -89,6 +89,8 @@ class SubLayer:
             is relative to the layer.
         refused: 'exit', 'kv' or a part that no linear map plays by itself -> why; its linears have names of their own.
         width: features of the residual where neither o nor down is a part, None for the config's `hidden_size`.
+        cancels: softmax cancels a constant that is added to the keys; None: unless positions turn them, a norm follows
+            or sinks stand beside them.
     """
 
     name: Literal["attention", "cross", "mlp"]
@@ -101,6 +103,7 @@ class SubLayer:
     groupwise: Mapping[str, Groupwise] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     width: int | None = None
+    cancels: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +28,8 @@ def serve(
     dtype: o.Dtype = None,
     timeout: Annotated[float, typer.Option(help="Seconds of one request, at most.")] = 120.0,
     device_mb: Annotated[int, typer.Option(help="MiB of adapters attached to the base at once.", min=1)] = 2048,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve in replicas on Ray Serve.")] = False,
+    replicas: Annotated[int | None, typer.Option(min=1, metavar="N", help="Replicas of --ray.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Print a new key and its hash, and end.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
@@ -41,21 +46,20 @@ def serve(
         key = secrets.token_urlsafe(32)
         out.document({"key": key, "hash": hashed(key)}) if as_json else out.note(f"key   {key}\nhash  {hashed(key)}")
         return
+    if replicas and not ray:
+        raise UsageError("--replicas are those of --ray: add it, or leave --replicas out")
     try:
         import uvicorn
 
         from onebase.serve.http import create_app
-        from onebase.serve.server import Server
+        from onebase.serve.served import Served
     except ImportError as error:
         raise UsageError(
             f"serving needs the extra serve ({error.name} is missing): pip install 'onebase[serve]'"
         ) from None
-    from onebase.cli.bases import open_base
-    from onebase.serve.catalog import Catalog
-    from onebase.serve.engine import Engine
+    from onebase.cli.bases import quiet
     from onebase.serve.keys import VARIABLE, read_keys
     from onebase.serve.settings import MIB, ServeSettings
-    from onebase.serve.training import Trainings
     from onebase.store import Store
 
     found = read_keys(keys, os.environ.get(VARIABLE))
@@ -63,13 +67,30 @@ def serve(
         raise UsageError(f"--host {host} opens the server to others: set a key with --keys FILE or ${VARIABLE} first")
     settings = ServeSettings(timeout=timeout, device_bytes=device_mb * MIB)
     name = base or o.default_base()
-    loaded = open_base(name, device, dtype, out)
-    store = Store()
-    catalog = Catalog([store], [loaded.id, name])
-    trainings = Trainings(name, store.root, done=lambda ref: catalog.forget(ref.partition("@")[0]))
-    server = Server(Engine(loaded, settings), catalog, found, trainings, host in LOOPBACK)
-    out.note(f"serving {name} and {len(catalog.names())} adapters on http://{host}:{port} (page at /, API at /docs)")
+    served = Served(name, device, dtype, Store().root, found, settings, host in LOOPBACK)
+    where = f"http://{host}:{port} (page at /, API at /docs)"
+    if ray:
+        from onebase.serve.on_ray import on_ray
+
+        out.note(f"starting {replicas or 1} replicas of {name}")
+        with on_ray(served, replicas or 1, host, port):
+            out.note(f"serving {name} and all stored adapters on {where}")
+            _until_stopped()
+        return
+    quiet()
+    out.note(f"loading base {name}")
+    server = served.build()
+    out.note(f"serving {name} and {len(server.catalog.names())} adapters on {where}")
     uvicorn.run(
         create_app(server), host=host, port=port, log_level="debug" if debug else "warning", access_log=False,
         timeout_graceful_shutdown=int(settings.drain), timeout_keep_alive=5,
     )  # fmt: skip
+
+
+def _until_stopped() -> None:
+    """Wait for Ctrl-C, or for the signal that ends a service."""
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    with contextlib.suppress(KeyboardInterrupt):
+        while not over.wait(1.0):
+            pass

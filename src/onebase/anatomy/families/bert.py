@@ -99,6 +99,8 @@ def _deberta(config: Any) -> tuple[StackRow, ...]:
         norms={"norm": "attention.output.LayerNorm"},
         core=path,
         groupwise={"q": shared, "k": shared} if getattr(config, "share_att_key", False) else {},
+        # keys also meet queries made of distances, which differ from key to key
+        cancels=not (config.relative_attention and "p2c" in config.pos_att_type),
     )
     absolute = config.position_biased_input
     return (

@@ -164,6 +164,7 @@ def _falcon(config: Any) -> tuple[StackRow, ...]:
         parts={**_falcon_qkv(config), "o": "self_attention.dense"},
         norms=first,
         core="self_attention",
+        cancels=bool(config.alibi),  # its config states how positions turn keys also where none do
     )
     mlp = SubLayer(
         name="mlp",
