@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from onebase.cli.merge import Chosen
     from onebase.data import Data
 
-NOT_SETTINGS = ("as_json", "debug", "config", "sets", "yes", "jobs", "grid", "seeds", "processes", "shard", "track")
+NOT_SETTINGS = (
+    "as_json",
+    "debug",
+    "config",
+    "sets",
+    "yes",
+    "jobs",
+    "grid",
+    "seeds",
+    "processes",
+    "shard",
+    "track",
+    "ray",
+    "ray_workers",
+)
 MANY = "Many jobs in one pass"
 
 
@@ -125,6 +139,13 @@ def train(
     shard: Annotated[
         bool, typer.Option("--shard", rich_help_panel=o.TRAINING, help="Split the base's layers over the processes.")
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", rich_help_panel=o.TRAINING, help="Train in workers of Ray Train.")
+    ] = False,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", rich_help_panel=o.TRAINING, help="Workers of --ray."),
+    ] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Train and score, but store nothing.")] = False,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
@@ -143,7 +164,11 @@ def train(
     given |= roles
     given |= {"dry_run": dry_run or None, "no_save": no_save or None, "resume": resume or None}
     out = workers.output(as_json)
-    if shard and (processes or workers.launched()[1]) == 1:
+    if ray_workers and not ray:
+        raise UsageError("--workers are those of --ray: add it, or use --processes N on this machine")
+    if ray and processes:
+        raise UsageError("--processes and --ray both start the workers: leave one out")
+    if shard and (processes or ray_workers or workers.launched()[1]) == 1:
         raise UsageError("--shard splits the base over several processes: add --processes N, or start it with torchrun")
     if track:
         from onebase.training.tracking import check_trackers
@@ -154,8 +179,8 @@ def train(
 
     asked = Asked(jobs, tuple(grid or ()), seeds)
     if asked.many(data):
-        if processes or shard:
-            raise UsageError("many jobs train in one process: leave --processes and --shard out")
+        if processes or shard or ray:
+            raise UsageError("many jobs train in one process: leave --processes, --ray and --shard out")
         chosen = choose(given, sets or [], config, "lora", _inherited(init_from))
         train_jobs(asked, chosen, method is not None, out, track)
         return
@@ -164,6 +189,11 @@ def train(
     for sentence in chosen.replaced:
         out.note(sentence)
     stored_as = _checked_name(chosen)
+    if ray and not chosen.get("dry_run"):
+        from onebase.cli import ray_workers as on_ray
+
+        on_ray.start(ray_workers or 1)
+        return
     if not chosen.get("dry_run") and workers.hand_over(processes):
         workers.start(processes or 1)
         return

@@ -113,7 +113,7 @@ class Metrics:
             "tiers": {**self.tiers(key, sum(map(key.allows, server.catalog.names()))), **{
                 what: engine.tiers.counts[what] for what in ("loads", "load_failures", "evictions", "hits", "misses")
             }},
-            "process": {"rss_bytes": _resident()},
+            "process": {"id": os.getpid(), "rss_bytes": _resident()},
         }  # fmt: skip
 
 

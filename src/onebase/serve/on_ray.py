@@ -1,8 +1,8 @@
 """The server in several replicas on Ray Serve: each has the base and the store, and whichever is free answers.
 
-A replica reads names, aliases and adapters from the store, so all give the same answers, also after a promotion. What is
-in memory is each one's own: an adapter that is loaded or pinned through one replica is loaded by the others when they are
-asked for it, and statistics and metrics are of the replica that answers. Training beside the server is off.
+A replica reads names, aliases and adapters from the store, so all give the same answers, also after a promotion. What
+is in memory is each one's own: an adapter that one replica was told to load or to pin is loaded by the others when they
+are asked for it, and statistics and metrics are of the replica that answers. Training beside the server is off.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from onebase.errors import ConfigError, OnebaseError
 from onebase.serve.served import Served
 
 NAME = "onebase"
+# Where Ray is started here: seconds that it waits for its proxy, which gets little of few cores while replicas load,
+# and how much its workers give way to other processes: those of a server should not.
+STARTED = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0",
+}  # fmt: skip
 ONGOING = 10_000  # requests that Ray hands to one replica at once; the engine has its own limits and refuses with 429
 
 
@@ -37,6 +43,8 @@ def on_ray(served: Served, replicas: int, host: str, port: int) -> Iterator[None
         ) from None
     own = not ray.is_initialized()
     if own:
+        for name, value in STARTED.items():
+            os.environ.setdefault(name, value)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
