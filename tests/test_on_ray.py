@@ -61,11 +61,13 @@ def address(store: Store) -> Iterator[str]:
         str(port),
     ]
     environment = {**os.environ, "ONEBASE_HOME": str(store.root), "ONEBASE_API_KEY": "secret"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = store.root / "server.log"
+    with log.open("w") as said:
+        process = subprocess.Popen(command, env=environment, stderr=said)
     where = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert process.poll() is None, log.read_text()
             try:
                 if httpx.get(f"{where}/ready", timeout=2).status_code == 200:
                     break
