@@ -75,6 +75,27 @@ class World:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    def memory(self) -> int:
+        """Return the server's resident bytes."""
+        return int(self.ask("GET", "/v1/stats")[1]["process"]["rss_bytes"])
+
+    def warm_up(self) -> int:
+        """Have every adapter answer, in batches of several sizes; return the memory without adapters after that."""
+        for count in (1, 4, 8):
+            for name in self.names:
+                self.ask("POST", "/v1/classify", {"model": name, "input": self.texts[:count]})
+        bare = self.unload_all()
+        for name in self.names:
+            self.expect("POST", "/v1/adapters", {"ref": name})
+        return bare
+
+    def unload_all(self) -> int:
+        """Unload every adapter; return the memory after that."""
+        for name in self.names:
+            self.expect("DELETE", f"/v1/adapters/{name}")
+        time.sleep(SAMPLE)
+        return self.memory()
+
     def client(self, seed: int) -> None:
         """Ask until it is over."""
         chance = random.Random(seed)
@@ -167,7 +188,7 @@ def soak(minutes: float, adapters: int) -> dict[str, Any]:
         adapters: names; each begins with three versions.
 
     Returns:
-        counts, what was wrong, memory at both ends and its slope in MiB per hour.
+        counts, what was wrong, memory at both ends, its slope, and what it is without adapters before and after.
     """
     import onebase as ob
 
@@ -180,6 +201,7 @@ def soak(minutes: float, adapters: int) -> dict[str, Any]:
             world.store.promote(f"a{number:02d}@1", "prod")
         environment = {"ONEBASE_HOME": folder, "ONEBASE_API_KEY": KEY}
         with running([*serve_words(world.port), "--device-mb", "4"], world.port, **environment):
+            bare = world.warm_up()
             clients = [threading.Thread(target=world.client, args=(seed,)) for seed in range(CLIENTS)]
             for client in clients:
                 client.start()
@@ -190,16 +212,18 @@ def soak(minutes: float, adapters: int) -> dict[str, Any]:
                     number += 1
                     now = time.monotonic() - began
                     if not samples or now - samples[-1][0] >= SAMPLE:
-                        samples.append((now, world.ask("GET", "/v1/stats")[1]["process"]["rss_bytes"]))
+                        samples.append((now, world.memory()))
                     time.sleep(PAUSE)
             finally:
                 world.over.set()
                 for client in clients:
                     client.join()
+            unloaded = world.unload_all()
     ends = [samples[0][1] >> 20, samples[-1][1] >> 20]
     late = [sample for sample in samples if sample[0] > 30 * minutes]
     return {
         "minutes": minutes, "changes": number, "counts": dict(sorted(world.counts.items())),
         "wrong": world.wrong[:20], "failed": world.failed[:20], "rss_mib": ends,
-        "rss_mib_per_hour": round(slope(late) * 3600 / 2**20, 2),
+        "rss_percent_per_10_minutes": round(100 * slope(late) * 600 / late[0][1], 3),
+        "rss_mib_without_adapters": {"before": bare >> 20, "after": unloaded >> 20},
     }  # fmt: skip
