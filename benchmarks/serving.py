@@ -2,14 +2,16 @@
 
     python benchmarks/serving.py                                   # everything, writes results/serving.json
     python benchmarks/serving.py --adapters 4 --seconds 3 --clients 4 --only lora --dry     # to try it
+    python benchmarks/serving.py --only many                       # 1,000 adapters, memory for a tenth of them
     python benchmarks/serving.py --soak 30                         # half an hour of change and damage, see soak.py
 
-For each method a store of adapters is made on the embedded base (random values: what they answer does not matter, how
-long it takes does), a real server is started on it, and its answers are compared with `base.predict` first. Then
+For each method, and for all four mixed, a store of adapters is made on the embedded base (random values: what they
+answer does not matter, how long it takes does), a real server is started on it, and its answers are compared with
+`base.predict` first. Then
 
 - throughput: so many clients ask one text each, again and again; answers per second;
-- latency: requests arrive at random times (Poisson), at half of what the base alone can do, whatever the server does;
-  from the planned arrival to the answer, so that a request that had to wait to be sent has waited.
+- latency: requests arrive at random times (Poisson), at LOAD of what this server just did, whatever it does now; from
+  the planned arrival to the answer, so that a request that had to wait to be sent has waited.
 
 Texts have 128 tokens and differ; which adapter is asked follows Zipf's law. "switching" is a server of the same kind
 around PEFT: LoRA of the same size, one request at a time, `set_adapter` before each.
@@ -41,22 +43,24 @@ METHODS = {
     "prefix": "prefix(length=10)",
     "prompt": "prompt(length=10)",
 }
+MIXED, MANY = "mixed", "many"
+LOAD = 0.7
 TASK = {"kind": "classification", "labels": ["bad", "good"], "pooling": "mean", "max_length": 128}
-TOKENS, ZIPF, CHECKED = 128, 1.0, 3
+TOKENS, ZIPF, CHECKED = 128, 1.0, 4
 
 
 # -- what is served ----------------------------------------------------------------------------------------------------
 
 
-def make_store(base: Any, home: Path, method: str, count: int) -> list[str]:
-    """Store adapters with values away from their start; return their names."""
+def make_store(base: Any, home: Path, methods: Sequence[str], count: int) -> list[str]:
+    """Store adapters of the methods in turn, with values away from their start; return their names."""
     import torch
 
     from onebase.store import Store
 
     store, names = Store(home), [f"a{i:03d}" for i in range(count)]
     for seed, name in enumerate(names):
-        adapter = base.add("made", method, task=TASK, seed=seed)
+        adapter = base.add("made", methods[seed % len(methods)], task=TASK, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for values in adapter.tensors().values():
@@ -192,7 +196,7 @@ async def latency(port: int, bodies: Sequence[dict[str, Any]], rate: float, seco
     return {"rate": round(rate, 2), "answers": len(ordered), "refused": refused, **shown}
 
 
-def measure(port: int, names: Sequence[str], texts: Sequence[str], rate: float | None, args: Any) -> dict[str, Any]:
+def measure(port: int, names: Sequence[str], texts: Sequence[str], args: Any) -> dict[str, Any]:
     """Measure a server; every adapter is asked once before."""
 
     async def warm() -> None:
@@ -204,8 +208,7 @@ def measure(port: int, names: Sequence[str], texts: Sequence[str], rate: float |
     asyncio.run(warm())
     bodies = requests_of(names, texts, 100_000)
     found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, args.seconds))}
-    rate = rate or found["throughput"]["per_second"] / 2
-    found["latency"] = asyncio.run(latency(port, bodies, rate, args.seconds))
+    found["latency"] = asyncio.run(latency(port, bodies, LOAD * found["throughput"]["per_second"], args.seconds))
     return found
 
 
@@ -280,35 +283,74 @@ def serve_words(port: int) -> list[str]:
 
 
 def run(args: Any) -> dict[str, Any]:
-    """Measure every case."""
+    """Measure every case; `of_base` is the throughput over that of the base alone, measured around it."""
     import onebase as ob
 
+    chosen = [args.only] if args.only else [MIXED, *METHODS, "switching", MANY]
     cases: dict[str, Any] = {}
     with ob.load_base("minilm") as base:
         texts = make_texts(base.tokenizer, 256)
         with tempfile.TemporaryDirectory() as folder:
-            rate = None
-            for case in [c for c in ("base", *METHODS) if c == "base" or args.only in (None, c)]:
-                home, port = Path(folder) / case, free_port()
-                home.mkdir()
-                names = ["base"] if case == "base" else make_store(base, home, METHODS[case], args.adapters)
-                with running(serve_words(port), port, ONEBASE_HOME=str(home)):
-                    found = {} if case == "base" else {"worst_difference": check(base, home, port, names, texts)}
-                    cases[case] = found | measure(port, names, texts, rate, args)
-                rate = rate or cases["base"]["throughput"]["per_second"] / 2
+            before = served(base, Path(folder) / "base", ["base"], texts, args)
+            for case in chosen:
+                if case == "switching":
+                    cases[case] = switched(texts, args)
+                elif case == MANY:
+                    cases[case] = many(base, Path(folder) / case, texts, args)
+                else:
+                    home = Path(folder) / case
+                    methods = list(METHODS.values()) if case == MIXED else [METHODS[case]]
+                    cases[case] = served(base, home, make_store(base, home, methods, args.adapters), texts, args)
+                after = served(base, Path(folder) / "base", ["base"], texts, args)
+                mean = (before["throughput"]["per_second"] + after["throughput"]["per_second"]) / 2
+                cases[case]["base_per_second"] = [b["throughput"]["per_second"] for b in (before, after)]
+                cases[case]["of_base"] = round(cases[case]["throughput"]["per_second"] / mean, 3)
+                before = after
                 print(case, json.dumps(cases[case]), flush=True)
-        if args.only in (None, "switching"):
-            port, names = free_port(), [f"a{i:03d}" for i in range(args.adapters)]
-            with running([__file__, "--switching", str(port), "--adapters", str(args.adapters)], port):
-                # an open loop beyond what it can do would measure how long the queue was left to grow
-                most = asyncio.run(throughput(port, requests_of(names, texts, 1000), args.clients, args.seconds))
-                own = min(rate or 1.0, most["per_second"] / 2)
-                cases["switching"] = measure(port, names, texts, own, args)
-            print("switching", json.dumps(cases["switching"]), flush=True)
-    whole = cases["base"]["throughput"]["per_second"]
-    for found in cases.values():
-        found["of_base"] = round(found["throughput"]["per_second"] / whole, 3)
     return cases
+
+
+def served(base: Any, home: Path, names: Sequence[str], texts: Sequence[str], args: Any) -> dict[str, Any]:
+    """Start a server of the adapters in a store and measure it."""
+    home.mkdir(exist_ok=True)
+    port = free_port()
+    with running(serve_words(port), port, ONEBASE_HOME=str(home)):
+        found = {} if list(names) == ["base"] else {"worst_difference": check(base, home, port, names, texts)}
+        return found | measure(port, names, texts, args)
+
+
+def switched(texts: Sequence[str], args: Any) -> dict[str, Any]:
+    """Measure the server that switches."""
+    port, names = free_port(), [f"a{i:03d}" for i in range(args.adapters)]
+    with running([__file__, "--switching", str(port), "--adapters", str(args.adapters)], port):
+        return measure(port, names, texts, args)
+
+
+def many(base: Any, home: Path, texts: Sequence[str], args: Any) -> dict[str, Any]:
+    """Serve ten times as many adapters as fit on the device: how often they are there, and what a load takes."""
+    home.mkdir()
+    names = make_store(base, home, list(METHODS.values()), 10 * args.adapters)
+    held = sum(file.stat().st_size for file in home.rglob("*.safetensors")) / 10
+    port = free_port()
+    with running([*serve_words(port), "--device-mb", str(max(1, round(held / 2**20)))], port, ONEBASE_HOME=str(home)):
+        bodies = requests_of(names, texts, 100_000)
+        found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, 2 * args.seconds))}
+        found["latency"] = asyncio.run(latency(port, bodies, LOAD * found["throughput"]["per_second"], args.seconds))
+        tiers = get(port, "/v1/stats")["tiers"]
+        loaded = sorted(one["loaded_ms"] for one in get(port, "/v1/adapters")["data"] if one["loaded_ms"] is not None)
+    asked = tiers["hits"] + tiers["misses"]
+    return found | {
+        "adapters": len(names), "device_adapters": tiers["device"]["adapters"],
+        "hit_rate": round(tiers["hits"] / asked, 3), "loads": tiers["loads"], "load_failures": tiers["load_failures"],
+        "evictions": tiers["evictions"],
+        "load_ms": {f"p{p}": loaded[min(len(loaded) - 1, len(loaded) * p // 100)] for p in (50, 90, 99)},
+    }  # fmt: skip
+
+
+def get(port: int, path: str) -> Any:
+    """Return what a path of the server says."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+        return json.loads(answer.read())
 
 
 def main() -> None:
@@ -317,7 +359,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--only", choices=[*METHODS, "switching"])
+    parser.add_argument("--only", choices=[MIXED, *METHODS, "switching", MANY])
     parser.add_argument("--dry", action="store_true", help="write no file")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--switching", type=int, metavar="PORT", help=argparse.SUPPRESS)

@@ -46,9 +46,11 @@ def summary() -> None:
     """Print a line per run."""
     for row in known():
         low, high = row.get("difference_interval") or (float("nan"),) * 2
+        notes = "" if low * high > 0 else " (within the noise)"
+        notes += f", pairs {row['pairs']}" if "pairs" in row else ""
         print(
             f"{row['data']:12} {row['method']:10} seed {row['seed']} {row['metric']:10} base {row['base']:.4f} adapter "
-            f"{row['value']:.4f} difference {low:+.4f} to {high:+.4f}{'' if low * high > 0 else ' (within the noise)'}"
+            f"{row['value']:.4f} difference {low:+.4f} to {high:+.4f}{notes}"
         )
 
 
