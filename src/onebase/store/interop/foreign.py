@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onebase.base import Base
 
 CONFIG = "adapter_config.json"
+LINES, LONG = 40, 400  # of a message: problems that are listed, and characters of each
 CONVERT = "python -m onebase.store.interop.pickle"
 
 
@@ -113,9 +114,15 @@ def _unusable(tensors: Mapping[str, Tensor], numbers: bool) -> Iterator[str]:
             yield f"{key}: {int((~torch.isfinite(t.float())).sum())} of {t.numel()} values are NaN or infinite"
 
 
+def _clipped(line: str) -> str:
+    """Keep both ends of a line: names in a file can be of any length, and the reason stands at the end."""
+    return line if len(line) <= LONG else f"{line[: LONG // 2]} ... {line[-LONG // 2 :]}"
+
+
 def refuse(what: str, wrong: Iterable[str], error: type[OnebaseError] = MismatchError) -> None:
     """Raise one error that lists everything wrong, if anything is."""
     lines = list(dict.fromkeys(wrong))
     if lines:
-        shown = lines[:40] + ([f"and {len(lines) - 40} more"] if len(lines) > 40 else [])
+        shown = [_clipped(line) for line in lines[:LINES]]
+        shown += [f"and {len(lines) - LINES} more"] if len(lines) > LINES else []
         raise error(f"{what}:\n  - " + "\n  - ".join(shown))
