@@ -27,8 +27,8 @@ VOLATILE = {
 }
 VOLATILE_PREFIX = "_attn_implementation"
 
-# What tokenizers wrote of themselves, hashed -> their digest. Every adapter that is loaded asks for it, and to sort 30,000
-# words takes much longer than to write them: loads of small adapters took 130 ms, and 13 without (one CPU thread).
+# What tokenizers wrote of themselves, hashed -> their digest. Every adapter that is loaded asks for it, and to sort
+# 30,000 words takes much longer than to write them: small adapters took 130 ms to load, and 13 without (one thread).
 _digests: dict[bytes, str] = {}
 KEPT = 64  # a few for each tokenizer, as truncation and padding are among what it writes
 
