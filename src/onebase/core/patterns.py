@@ -8,6 +8,7 @@ modules are short, so what is left after refusing the first and limiting the sec
 from __future__ import annotations
 
 import re
+import warnings
 from functools import lru_cache
 
 from onebase.errors import ConfigError
@@ -27,7 +28,9 @@ def safe_pattern(text: str) -> re.Pattern[str]:
         raise ConfigError(f"a regular expression of {len(text)} characters: expected at most {LONGEST}")
     shown = text if len(text) < 80 else text[:77] + "..."
     try:
-        pattern = re.compile(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what a later Python may read otherwise
+            pattern = re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{shown!r} is no regular expression: {error}") from None
     problem = _problem(text)

@@ -59,6 +59,9 @@ HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 def config_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield every setting of a PEFT config that cannot be carried over."""
     kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        yield f"peft_type {str(kind)[:80]!r}: expected the name of a method, such as LORA"
+        return
     if kind not in READ:
         why = f"it is {NO_FORM[kind]}, which no method here computes" if kind in NO_FORM else "the installed peft does "
         why += "" if kind in NO_FORM else "not know it as a change of weights either"
