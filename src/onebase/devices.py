@@ -7,6 +7,8 @@ only POSIX has.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 # Rows per forward in training on the CPU: rows are sorted by length within an effective batch, so smaller pieces mean
@@ -23,6 +25,15 @@ SHARED_TOKENS = {"cpu": CPU_ROWS * 64, "cuda": 16384, "mps": 4096}
 def choose_device(name: str | None) -> torch.device:
     """Return the device asked for; without a wish a CUDA device where there is one, else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def give_back_memory() -> None:
+    """Ask the C library to return freed memory to the system, where it has a function for that (glibc)."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def packed_tokens(device: torch.device) -> int | None:

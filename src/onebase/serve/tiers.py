@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onebase.adapter import Adapter
+from onebase.devices import give_back_memory
 from onebase.errors import OnebaseError, StoreError
 from onebase.serve.scheduler import Overloaded
 from onebase.storing import attach_stored, build_stored
@@ -196,6 +197,7 @@ class Tiers:
             try:
                 if free:
                     self._free(entry)
+                    give_back_memory()
                 elif entry.waiting:
                     self._load(entry)
             except Exception as error:
