@@ -222,6 +222,19 @@ def test_a_base_without_the_head_gets_one_of_its_embeddings(headless: ob.Base, t
     headless.remove("words")
 
 
+def test_other_trainers_get_logits_and_a_loss(headless: ob.Base) -> None:
+    data = ob.load_data(texts(40), task="masked-lm")
+    ob.train(headless, data, "lora(rank=2)", name="words", **FAST)
+    examples = encode(headless, headless.adapters["words"].task, data)["validation"]
+    row = examples.rows[0]
+    with torch.no_grad():
+        out = headless.as_model("words")(torch.tensor([row.ids]), labels=torch.tensor([row.labels]))
+    assert out.logits.shape == (1, len(row.ids), len(headless.tokenizer))
+    found = run_examples(headless, "words", examples)
+    assert float(out.loss) == pytest.approx(float(found.sums[0] / found.counts[0]), rel=1e-5)
+    headless.remove("words")
+
+
 def test_tied_heads_share_batches_with_other_tasks(headless: ob.Base) -> None:
     rows = [{"text": f"{TEXTS[i % 4]} {('good', 'bad')[i % 2]} {i}", "label": ("y", "n")[i % 2]} for i in range(40)]
     labels, plain = ob.load_data(rows), ob.load_data(texts(60), task="masked-lm")

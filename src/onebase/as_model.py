@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onebase.adapter import Adapter
 from onebase.errors import ConfigError, UnsupportedError
+from onebase.heads import TiedHead
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ class AdapterModel(nn.Module):
         spec = self._adapter.task
         task = get_task(spec["kind"])
         logits = task.read(self.head, self._base.states(batch, name), mask, spec)
+        if isinstance(self.head, TiedHead):
+            logits = self.head.logits(logits)
         loss = None
         if labels is not None:
             sums, counts = task.tensor_loss(logits, labels, spec)

@@ -125,6 +125,11 @@ class MaskedLM(LanguageTask):
         right = none.index_add(0, row, (logits.detach().argmax(-1) == gold).float())
         return Losses(none.index_add(0, row, each), none.index_add(0, row, torch.ones_like(each)), right)
 
+    def tensor_loss(self, out: Tensor, labels: Tensor, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Sum the cross-entropies of logits (b, T, V) against token ids (b, T), IGNORED where nothing was hidden."""
+        each = F.cross_entropy(out.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        return each.sum(1), (labels != IGNORED).sum(1)
+
     def judge(self, spec: Mapping[str, Any], head: nn.Module | None, examples: Examples, found: Found) -> Scores:
         """Compute the perplexity of the hidden tokens, over texts, and the share that is predicted rightly."""
         right = torch.stack(found.values).double().sum()
