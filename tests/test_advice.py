@@ -21,6 +21,16 @@ def test_within_the_noise_the_cheaper_one_is_taken() -> None:
     assert any("within the noise" in reason for reason in found.reasons)
 
 
+def test_among_files_alike_the_score_decides() -> None:
+    records = [result("full", 0.91, 90_000_000, best="full"), result("lora", 0.905, 1300, p=0.5, best="full"),
+               result("dora", 0.9, 760, p=0.4, best="full")]  # fmt: skip
+    found = recommend(records)
+    assert found.method == "lora" and found.runner_up == "dora"
+    assert recommend([*records, result("bitfit", 0.89, 100, p=0.3, best="full")]).method == "bitfit"
+    slow = [result("prompt", 0.92, 100, slowdown=2.0), result("lora", 0.9, 1300, p=0.5, best="prompt", mergeable=True)]
+    assert recommend(slow).method == "lora"
+
+
 def test_beyond_the_noise_the_better_one_is_taken() -> None:
     found = recommend([result("lora", 0.95, 9000), result("bitfit", 0.85, 100, p=0.001)])
     assert found.method == "lora" and found.equal == ("lora",) and found.front == ("lora", "bitfit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from onebase.statistics import holm
 
 ALPHA = 0.05
 HEAD, FULL = "head only", "full"
+ALIKE = 4  # files that differ by less than this factor cost the same: then the higher mean is taken
 SLOWER = 1.1  # among equals, a method up to this much slower than the fastest is not held to be slower: timing noise
 
 
@@ -126,7 +128,9 @@ def speed(result: Result) -> float:
 
 
 def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice:
-    """Recommend a method: of those that fit and that the noise cannot tell from the best, the one that costs least.
+    """Recommend a method: of those that fit and that the noise cannot tell from the best, one of those that cost least.
+
+    Slow ones come last. Then the size of a file counts by its order of magnitude, and among files alike the score.
 
     Args:
         results: one per method.
@@ -142,7 +146,7 @@ def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice
     others = [r for r in fit if r is not best]
     adjusted = dict(zip([r.method for r in others], holm([r.versus.get(best.method, (0.0, 1.0))[1] for r in others])))
     equal = [best, *(r for r in others if adjusted[r.method] >= ALPHA)]
-    cheap = sorted(equal, key=lambda r: _cost(r, equal, limits))
+    cheap = sorted(equal, key=lambda r: _cost(r, equal))
     chosen = cheap[0]
     rest = cheap[1:] or sorted(others, key=lambda r: -r.value if r.higher else r.value)
     front = tuple(r.method for r in fit if not any(_beats(o, r) for o in fit))
@@ -163,9 +167,12 @@ def _misfit(result: Result, limits: Limits) -> str:
     return ""
 
 
-def _cost(result: Result, equal: Sequence[Result], limits: Limits) -> tuple[bool, int, float]:
+def _cost(result: Result, equal: Sequence[Result]) -> tuple[bool, int, float, int, float]:
+    """Return what equals are sorted by: slow or not, the order of magnitude of the file, the score, the file, time."""
     slow = speed(result) > SLOWER * min(speed(r) for r in equal)
-    return (slow, result.bytes * limits.tasks, result.seconds)
+    smallest = min((r.bytes for r in equal if r.bytes), default=1)
+    magnitude = -1 if not result.bytes else int(math.log(result.bytes / smallest, ALIKE))
+    return slow, magnitude, -result.value if result.higher else result.value, result.bytes, result.seconds
 
 
 def _beats(one: Result, other: Result) -> bool:
