@@ -125,7 +125,18 @@ class Client:
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, body: dict[str, Any], path: str = "/v1/classify") -> tuple[int, bytes]:
-        """Return status and body of the answer."""
+        """Return status and body of the answer; connects anew where the server has closed an idle connection."""
+        fresh = self.streams is None
+        try:
+            return await self._ask(body, path)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            if fresh:
+                raise
+            self.close()
+            self.streams = None
+            return await self._ask(body, path)
+
+    async def _ask(self, body: dict[str, Any], path: str) -> tuple[int, bytes]:
         if self.streams is None:
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
