@@ -44,8 +44,8 @@ MEASURED = (
              scores={"lora": 0.881, "bottleneck": 0.872, "full": 0.889, "base": 0.816}),
     Measured(data="subj", what="subjectivity", rows=7500,
              scores={"lora": 0.956, "bottleneck": 0.956, "full": 0.956, "base": 0.921}),
-    Measured(data="mrpc", what="paraphrases", pair=True, rows=3667, scores={"lora": 0.797, "base": 0.726}),
-    Measured(data="rte", what="entailment", pair=True, rows=2238, scores={"lora": 0.578, "base": 0.625}),
+    Measured(data="mrpc", what="paraphrases", pair=True, rows=3667, scores={"lora": 0.798, "base": 0.726}),
+    Measured(data="rte", what="entailment", pair=True, rows=2238, scores={"lora": 0.606, "base": 0.625}),
     Measured(data="stsb", what="similarity", kind="regression", pair=True, rows=5692,
              scores={"lora": 0.837, "base": 0.828}),
 )  # fmt: skip
