@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,37 @@ def _pooled(base: Base, rows: Sequence[Encoded], pooling: str, batch_size: int) 
     return out
 
 
+def row_states(base: Base, examples: Examples, chosen: Sequence[int], batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of a row and the states of its tokens, (tokens, D) of the plain base, by length of the rows.
+
+    Args:
+        base, examples: whose states of what.
+        chosen: which rows.
+        batch_size: rows of a forward.
+    """
+    for index in examples.batches(chosen, batch_size):
+        batch = collate([examples.rows[i].bare for i in index], pad_id(base.tokenizer), device=base.device)
+        with torch.no_grad():
+            states = base.states(batch, None)
+        for i, own in zip(index, states):
+            yield i, own[: len(examples.rows[i].ids)]
+
+
+def ridge(inputs: Tensor, targets: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
+    """Yield the weights, (F,) or (F, k), of ridge regressions, one for each penalty per row.
+
+    Args:
+        inputs: (n, F) float64.
+        targets: (n,) or (n, k) float64, centred.
+        penalties: of the squared weights.
+    """
+    gram, cross = inputs.T @ inputs / len(inputs), inputs.T @ targets / len(inputs)
+    values, axes = torch.linalg.eigh(gram)
+    turned = axes.T @ cross
+    for penalty in penalties:
+        yield axes @ (turned / (values.clamp(min=0) + penalty).view(-1, *[1] * (turned.dim() - 1)))
+
+
 def pair_features(one: Tensor, two: Tensor) -> Tensor:
     """Return ``[u, v, |u - v|, u * v, cos(u, v)]`` of vectors at unit length.
 
@@ -75,11 +106,8 @@ def fit_numbers(
     head.standardize(vectors)
     inputs, mean = ((vectors - head.center) * head.scale).double(), targets.double().mean()
     held = ((validation - head.center) * head.scale).double()
-    gram, cross = inputs.T @ inputs / len(inputs), inputs.T @ (targets.double() - mean) / len(inputs)
-    values, axes = torch.linalg.eigh(gram)
     best = float("inf")
-    for penalty in PENALTIES if len(held) else (1.0,):
-        weight = axes @ ((axes.T @ cross) / (values.clamp(min=0) + penalty))
+    for weight in ridge(inputs, targets.double() - mean, PENALTIES if len(held) else (1.0,)):
         error = float(((held @ weight + mean - validation_targets) ** 2).mean()) if len(held) else 0.0
         if error < best:
             best = error

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebase.encode import OVERLAP, Encoded, collate, encode_contexts, pad_id
+from onebase.encode import OVERLAP, Encoded, encode_contexts
 from onebase.errors import ConfigError, DataError, UnsupportedError
 from onebase.heads import LinearHead
 from onebase.statistics import bootstrap_interval
 from onebase.tasks.answering import NOWHERE, Candidate, candidates, compare_answers, token_span
+from onebase.tasks.frozen import row_states
 from onebase.tasks.registry import register_task
 from onebase.tasks.task import Examples, Found, Losses, Prediction, Scores, Span, Task
 
@@ -247,7 +248,6 @@ def _questions(examples: Examples, found: Found) -> list[tuple[list[Encoded], li
     return grouped
 
 
-@torch.no_grad()
 def _kept(base: Base, examples: Examples, batch_size: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     """Return frozen states of windows in a seeded order: (tokens, D), each token's window, and (windows, 2) targets.
 
@@ -263,15 +263,11 @@ def _kept(base: Base, examples: Examples, batch_size: int = 16) -> tuple[Tensor,
         size += len(examples.rows[i].ids)
     states, window, targets, before = [torch.zeros(0, base.anatomy.hidden_size)], [], [], 0
     assert examples.targets is not None
-    for index in examples.batches(chosen, batch_size):
-        rows = [Encoded(examples.rows[i].ids, examples.rows[i].types) for i in index]
-        found = base.states(collate(rows, pad_id(base.tokenizer), device=base.device), None)
-        for i, own in zip(index, found):
-            length = len(examples.rows[i].ids)
-            states.append(own[:length].float().cpu())
-            window += [len(targets)] * length
-            targets.append((examples.targets[i] + before).tolist())
-            before += length
+    for i, own in row_states(base, examples, chosen, batch_size):
+        states.append(own.float().cpu())
+        window += [len(targets)] * len(own)
+        targets.append((examples.targets[i] + before).tolist())
+        before += len(own)
     return torch.cat(states), torch.tensor(window, dtype=torch.long), torch.tensor(targets).view(-1, 2)
 
 

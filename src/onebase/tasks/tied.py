@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onebase.encode import IGNORED, collate, pad_id, real_tokens
+from onebase.encode import IGNORED
 from onebase.errors import UnsupportedError
 from onebase.heads import TiedHead
+from onebase.tasks.frozen import ridge, row_states
 from onebase.tasks.task import Examples
 
 if TYPE_CHECKING:
@@ -65,12 +66,9 @@ def fit_tied(base: Base, sizes: dict[str, Any], train: Examples, validation: Exa
         head.standardize(vectors)
         inputs = ((vectors - head.center) * head.scale).double()
         targets = table[gold].double()
-        mean = targets.mean(0)
-        gram, cross = inputs.T @ inputs / len(inputs), inputs.T @ (targets - mean) / len(inputs)
-        values, axes = torch.linalg.eigh(gram)
         trials = []
-        for penalty in PENALTIES:
-            weight = (axes @ ((axes.T @ cross) / (values.clamp(min=0) + penalty)[:, None])).T.float()
+        for solution in ridge(inputs, targets - targets.mean(0), PENALTIES):
+            weight = solution.T.float()
             # in the scale of logits: a mapped state of typical length points at its own word by about 1
             weight = weight / (inputs.float() @ weight.T).square().sum(1).mean().clamp(min=1e-12)
             for factor in FACTORS:
@@ -85,23 +83,17 @@ def _loss(head: TiedHead, vectors: Tensor, gold: Tensor) -> float:
     return float(sum(F.cross_entropy(head.logits(head(v)), g, reduction="sum").double() for v, g in parts))
 
 
-@torch.no_grad()
 def _hidden(base: Base, examples: Examples, batch_size: int = 32) -> tuple[Tensor, Tensor]:
     """Return frozen states of hidden tokens (n, D), and their words (n,); of the first rows that hold MOST of them."""
-    count, rows = 0, []
-    for row in examples.rows:
+    chosen, count = [], 0
+    for i, row in enumerate(examples.rows):
+        chosen.append(i)
         count += sum(label != IGNORED for label in row.labels or ())
-        rows.append(row)
         if count >= MOST:
             break
     states, words = [], []
-    for index in Examples(tuple(rows)).batches(range(len(rows)), batch_size):
-        batch = collate([rows[i].bare for i in index], pad_id(base.tokenizer), device=base.device)
-        found = base.states(batch, None)
-        real = real_tokens(batch, found)
-        for i, own, mask in zip(index, found.float(), real.bool()):
-            labels = torch.tensor(rows[i].labels, device=own.device)
-            at = labels != IGNORED
-            states.append(own[mask][at])
-            words.append(labels[at])
+    for i, own in row_states(base, examples, chosen, batch_size):
+        labels = torch.tensor(examples.rows[i].labels, device=own.device)
+        states.append(own[labels != IGNORED].float())
+        words.append(labels[labels != IGNORED])
     return torch.cat(states), torch.cat(words)

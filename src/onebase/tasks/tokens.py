@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onebase.encode import IGNORED, OVERLAP, Encoded, collate, encode_windows, pad_id
+from onebase.encode import IGNORED, OVERLAP, Encoded, encode_windows
 from onebase.errors import ConfigError, DataError, UnsupportedError
 from onebase.heads import LinearHead
 from onebase.statistics import bootstrap_interval
-from onebase.tasks.frozen import fit_classes
+from onebase.tasks.frozen import fit_classes, row_states
 from onebase.tasks.metrics import metric_of
 from onebase.tasks.registry import register_task
 from onebase.tasks.tagging import (
@@ -303,13 +303,9 @@ def _word_states(base: Base, examples: Examples, batch_size: int = 32) -> tuple[
         chosen.append(i)
         size += len(examples.facts["places"][i])
     vectors, targets = [torch.zeros(0, base.anatomy.hidden_size)], [torch.zeros(0, dtype=torch.long)]
-    with torch.no_grad():
-        for index in examples.batches(chosen, batch_size):
-            rows = [Encoded(examples.rows[i].ids, examples.rows[i].types) for i in index]
-            states = base.states(collate(rows, pad_id(base.tokenizer), device=base.device), None)
-            for i, own in zip(index, states):
-                vectors.append(own[examples.facts["places"][i]].float().cpu())
-                targets.append(torch.tensor(examples.facts["golds"][i], dtype=torch.long))
+    for i, own in row_states(base, examples, chosen, batch_size):
+        vectors.append(own[examples.facts["places"][i]].float().cpu())
+        targets.append(torch.tensor(examples.facts["golds"][i], dtype=torch.long))
     return torch.cat(vectors), torch.cat(targets)
 
 
