@@ -141,12 +141,13 @@ def _sublayers(
         for number, branch in enumerate(layer.branches):
             parts[index, number] = finder.mlp(branch) if branch.role == "mlp" else finder.attention(branch)
     mlps = [parts[i, n] for i, layer in layers.items() for n, b in enumerate(layer.branches) if b.role == "mlp"]
-    settle_gates(probe, mlps, holding(probe, list(layers.values())))
+    hold = holding(probe, layers.values())
+    settle_gates(probe, mlps, hold)
     for (index, _), branch in parts.items():
         PartFinder(probe, trace, leaves, layers[index]).complete(branch)
     mixed = prove_rows(probe, _modules(layers, parts))
     keys = {layers[i].branches[n].exit: branch.parts["k"] for (i, n), branch in parts.items() if "k" in branch.parts}
-    cancelled = cancelled_keys(probe, layers.values(), keys)
+    cancelled = cancelled_keys(probe, hold, keys)
     found: dict[int, tuple[SubLayer, ...]] = {}
     for index, layer in layers.items():
         subs, norms = [], set()

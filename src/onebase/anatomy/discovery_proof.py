@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,33 +130,35 @@ def _first_changed(probe: Probe, hold: Mapping[Ref, Edit], place: Ref) -> Tensor
     return value
 
 
-def cancelled_keys(probe: Probe, layers: Iterable[Layer], keys: Mapping[str, Part]) -> set[str]:
+def cancelled_keys(probe: Probe, hold: Mapping[Ref, Edit], keys: Mapping[str, Part]) -> set[str]:
     """Find the attentions whose softmax cancels a constant that is added to their keys.
 
     Args:
         probe: runs the model.
-        layers: all layers; each gets its plain input.
+        hold: see `holding`, of all layers.
         keys: exit of an attention -> the part that projects its keys.
 
     Returns:
         Those exits that stay the same when a random vector is added to every key.
     """
-    starts = [entry(layer) for layer in layers]
     places = {path: Ref(path, None) for path in keys}
-    plain = probe.run([*starts, *places.values()])
-    generator = torch.Generator().manual_seed(7)
-    edits = {start: constant(plain[start]) for start in starts}
-    for part in keys.values():
-        module: Any = probe.model.get_submodule(part.path)
-        width = int(getattr(module, "out_features", 0) or module.nf)
-        moved = torch.randn(width, generator=generator)
-        if part.features is not None:
-            chosen = torch.zeros(width)
-            chosen[list(part.features)] = 1.0
-            moved = moved * chosen
-        edits[Ref(part.path, None)] = added(moved)
+    edits = {place: edit for place, edit in hold.items() if place not in places.values()}
+    edits |= {Ref(part.path, None): _shifted(part) for part in keys.values()}
     seen = probe.run(places.values(), edits)
-    return {path for path, place in places.items() if probe.equal(seen[place], plain[place])}
+    return {path for path, place in places.items() if probe.equal(seen[place], hold[place](torch.empty(0)))}
+
+
+def _shifted(part: Part) -> Edit:
+    """Return an edit that adds one random vector to a part of every token."""
+
+    def edit(old: Tensor) -> Tensor:
+        noise = torch.randn(old.shape[-1], generator=torch.Generator().manual_seed(7))
+        own = slice(None) if part.features is None else list(part.features)
+        vector = torch.zeros_like(noise)
+        vector[own] = noise[own]
+        return old + vector.to(old)
+
+    return edit
 
 
 def prove_rows(probe: Probe, paths: Iterable[str]) -> dict[str, str]:
