@@ -202,9 +202,14 @@ async def latency(port: int, bodies: Sequence[dict[str, Any]], rate: float, seco
     await asyncio.gather(*tasks)
     for client in idle:
         client.close()
-    ordered = sorted(took)
-    shown = {f"p{p}_ms": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 2) for p in (50, 90, 99)}
-    return {"rate": round(rate, 2), "answers": len(ordered), "refused": refused, **shown}
+    shown = {f"{p}_ms": round(value, 2) for p, value in percentiles(took).items()}
+    return {"rate": round(rate, 2), "answers": len(took), "refused": refused, **shown}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return p50, p90 and p99."""
+    ordered = sorted(values)
+    return {f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 90, 99)}
 
 
 def measure(port: int, names: Sequence[str], texts: Sequence[str], args: Any) -> dict[str, Any]:
@@ -217,8 +222,13 @@ def measure(port: int, names: Sequence[str], texts: Sequence[str], args: Any) ->
         client.close()
 
     asyncio.run(warm())
+    return under_load(port, names, texts, args, args.seconds)
+
+
+def under_load(port: int, names: Sequence[str], texts: Sequence[str], args: Any, seconds: float) -> dict[str, Any]:
+    """Measure throughput for so many seconds, then latency at a part of it."""
     bodies = requests_of(names, texts, 100_000)
-    found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, args.seconds))}
+    found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, seconds))}
     found["latency"] = asyncio.run(latency(port, bodies, LOAD * found["throughput"]["per_second"], args.seconds))
     return found
 
@@ -344,17 +354,15 @@ def many(base: Any, home: Path, texts: Sequence[str], args: Any) -> dict[str, An
     held = sum(file.stat().st_size for file in home.rglob("*.safetensors")) / 10
     port = free_port()
     with running([*serve_words(port), "--device-mb", str(max(1, round(held / 2**20)))], port, ONEBASE_HOME=str(home)):
-        bodies = requests_of(names, texts, 100_000)
-        found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, 2 * args.seconds))}
-        found["latency"] = asyncio.run(latency(port, bodies, LOAD * found["throughput"]["per_second"], args.seconds))
+        found = under_load(port, names, texts, args, 2 * args.seconds)
         tiers = get(port, "/v1/stats")["tiers"]
-        loaded = sorted(one["loaded_ms"] for one in get(port, "/v1/adapters")["data"] if one["loaded_ms"] is not None)
+        loaded = [one["loaded_ms"] for one in get(port, "/v1/adapters")["data"] if one["loaded_ms"] is not None]
     asked = tiers["hits"] + tiers["misses"]
     return found | {
         "adapters": len(names), "device_adapters": tiers["device"]["adapters"],
         "hit_rate": round(tiers["hits"] / asked, 3), "loads": tiers["loads"], "load_failures": tiers["load_failures"],
         "evictions": tiers["evictions"],
-        "load_ms": {f"p{p}": loaded[min(len(loaded) - 1, len(loaded) * p // 100)] for p in (50, 90, 99)},
+        "load_ms": percentiles(loaded),
     }  # fmt: skip
 
 
