@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "onebase"
 LAYERS = [
-    {"errors", "devices", "processes"},
+    {"clusters", "errors", "devices", "processes"},
     {"core"},
     {"anatomy"},
     {"methods"},

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -47,23 +48,11 @@ def address(store: Store) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "onebase",
-        "serve",
-        "-b",
-        "minilm",
-        "--ray",
-        "--replicas",
-        "2",
-        "--port",
-        str(port),
-    ]
+    words = ["serve", "-b", "minilm", "--ray", "--replicas", "2", "--port", str(port)]
     environment = {**os.environ, "ONEBASE_HOME": str(store.root), "ONEBASE_API_KEY": "secret"}
     log = store.root / "server.log"
     with log.open("w") as said:
-        process = subprocess.Popen(command, env=environment, stderr=said)
+        process = subprocess.Popen([sys.executable, "-m", "onebase", *words], env=environment, stderr=said)
     where = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
@@ -91,19 +80,14 @@ def test_two_replicas_give_the_same_answers(address: str, store: Store) -> None:
             (row,) = answer.json()["data"]
             return row["ref"], row["probabilities"]
 
-    def process(_: int) -> int:
-        return httpx.get(f"{address}/v1/stats", headers=headers, timeout=60).json()["process"]["id"]
+    def stats(_: int) -> Any:
+        return httpx.get(f"{address}/v1/stats", headers=headers, timeout=60).json()
 
     with ThreadPoolExecutor(8) as pool:
-        seen = set(pool.map(process, range(40)))
-        assert len(seen) == 2
+        assert len({found["process"]["id"] for found in pool.map(stats, range(40))}) == 2
         asked = [(name, text) for text in TEXTS for name in ("one", "one@1", "two")]
         answers = list(pool.map(lambda pair: ask(*pair), asked * 2))
-        loads = {}
-        for stats in pool.map(
-            lambda _: httpx.get(f"{address}/v1/stats", headers=headers, timeout=60).json(), range(40)
-        ):
-            loads[stats["process"]["id"]] = stats["tiers"]["loads"]
+        loads = {found["process"]["id"]: found["tiers"]["loads"] for found in pool.map(stats, range(40))}
     assert len(loads) == 2 and min(loads.values()) > 0  # both answered
     with ob.load_base("minilm") as base:
         for name in ("one", "one@1", "two"):

@@ -20,6 +20,7 @@ from typing import Any
 import typer
 
 from onebase.cli.failures import INTERRUPTED, UsageError
+from onebase.clusters import connected, share
 
 FLAGS, VALUED = ("--ray",), ("--workers",)
 CARRIED = ("ONEBASE_", "HF_", "OMP_", "TRANSFORMERS_")  # of the environment
@@ -60,30 +61,23 @@ def start(count: int) -> None:
             f"--ray needs a package that is not installed ({error.name}): pip install 'onebase[ray]'"
         ) from None
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = not ray.is_initialized()
-    if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-    code: list[int] = []
-    try:
+    with connected(ray, logging.CRITICAL, {"RAY_USAGE_STATS_ENABLED": "0"}):
         have = ray.cluster_resources()
-        cores, cards = have.get("CPU", 1.0), have.get("GPU", 0.0)
-        share = float(cores // count) if cores >= count else cores / count
-        said = Queue(actor_options={"num_cpus": 0})
-        listener = threading.Thread(target=_listen, args=(said, code), daemon=True)
+        cores, cards = share(have.get("CPU", 1.0), count), have.get("GPU", 0.0) >= count
+        said, ends = Queue(actor_options={"num_cpus": 0}), list[int | None]()
+        listener = threading.Thread(target=_listen, args=(said, ends), daemon=True)
         listener.start()
         environment = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, int(share))))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, int(cores))))
+        failed: Exception | None = None
         with tempfile.TemporaryDirectory() as folder:
             trainer = TorchTrainer(
                 _work,
                 train_loop_config={
                     "words": without(sys.argv[1:]), "folder": os.getcwd(), "environment": environment, "said": said,
                 },
-                scaling_config=ScalingConfig(
-                    num_workers=count, use_gpu=cards >= count, resources_per_worker={"CPU": share},
-                ),
-                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cards >= count else "gloo"),
+                scaling_config=ScalingConfig(num_workers=count, use_gpu=cards, resources_per_worker={"CPU": cores}),
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cards else "gloo"),
                 # Ray would print everything a second time
                 run_config=RunConfig(
                     storage_path=folder, worker_runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}}
@@ -94,24 +88,23 @@ def start(count: int) -> None:
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
-                if not code:
-                    print(f"error: a worker of Ray failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-                    code.append(1)
-        said.put((OVER, code[0] if code else 0))
+                failed = error
+        said.put((OVER, None))  # behind what the first worker said, its own end among it
         listener.join(10)
-    finally:
-        if own:
-            ray.shutdown()
-    if code and code[0]:
-        raise typer.Exit(code[0])
+    code = ends[0] if ends else None
+    if code is None and failed is not None:
+        print(f"error: a worker of Ray failed: {str(failed).strip().splitlines()[-1]}", file=sys.stderr)
+        code = 1
+    if code:
+        raise typer.Exit(code)
 
 
-def _listen(said: Any, code: list[int]) -> None:
-    """Print what the first worker says until it is over."""
+def _listen(said: Any, ends: list[int | None]) -> None:
+    """Print what the first worker says until it is over; its exit code goes to `ends`, None where it gave none."""
     while True:
         where, what = said.get()
         if where == OVER:
-            code.append(what)
+            ends.append(what)
             return
         stream = sys.stdout if where == "stdout" else sys.stderr
         stream.write(what)

@@ -57,7 +57,7 @@ def serve(
         raise UsageError(
             f"serving needs the extra serve ({error.name} is missing): pip install 'onebase[serve]'"
         ) from None
-    from onebase.cli.bases import quiet
+    from onebase.cli.bases import open_base
     from onebase.serve.keys import VARIABLE, read_keys
     from onebase.serve.settings import MIB, ServeSettings
     from onebase.store import Store
@@ -77,9 +77,7 @@ def serve(
             out.note(f"serving {name} and all stored adapters on {where}")
             _until_stopped()
         return
-    quiet()
-    out.note(f"loading base {name}")
-    server = served.build()
+    server = served.build(open_base(name, device, dtype, out))
     out.note(f"serving {name} and {len(server.catalog.names())} adapters on {where}")
     uvicorn.run(
         create_app(server), host=host, port=port, log_level="debug" if debug else "warning", access_log=False,

@@ -6,12 +6,12 @@ pays on machines with many cores, or on a cluster; on two cores one pass over al
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from onebase.clusters import connected
 from onebase.comparison.engines import T
 from onebase.comparison.passes import Pass, run_pass
 from onebase.comparison.records import Book
@@ -117,14 +117,8 @@ def on_ray(work: Work) -> Iterator[OnRay]:
         raise ConfigError("ray needs a package that is not installed: pip install 'onebase[ray]'") from None
     if not work.base.id:
         raise ConfigError("ray: this base has no id, and workers load it by that: use ob.load_base, or leave ray out")
-    own = not ray.is_initialized()
-    if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with connected(ray):
         yield OnRay(ray, work)
-    finally:
-        if own:
-            ray.shutdown()
 
 
 def _say_nothing(text: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from onebase.clusters import connected, share
 from onebase.errors import ConfigError, OnebaseError
 from onebase.serve.served import Served
 
@@ -41,40 +42,34 @@ def on_ray(served: Served, replicas: int, host: str, port: int) -> Iterator[None
         raise ConfigError(
             f"--ray needs a package that is not installed ({error.name}): pip install 'onebase[ray]'"
         ) from None
-    own = not ray.is_initialized()
-    if own:
-        for name, value in STARTED.items():
-            os.environ.setdefault(name, value)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    try:
-        serve.start(
-            proxy_location="EveryNode", http_options={"host": host, "port": port, "request_timeout_s": None},
-            logging_config={"enable_access_log": False},
-        )  # fmt: skip
-        have = ray.cluster_resources()
-        share: dict[str, float] = {"num_cpus": _share(have.get("CPU", 1.0), replicas)}
-        if have.get("GPU"):
-            share["num_gpus"] = _share(have["GPU"], replicas)
-        deployment = serve.deployment(
-            _replica(served), name=NAME, num_replicas=replicas, ray_actor_options=share,
-            max_ongoing_requests=ONGOING, graceful_shutdown_timeout_s=served.settings.drain,
-            max_constructor_retry_count=1,
-        )  # fmt: skip
+    with connected(ray, started=STARTED):
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
-            serve.run(deployment.bind(), name=NAME, route_prefix="/")
-        except RuntimeError as error:
-            raise OnebaseError(f"the replicas did not start: {_reason(serve, error)}") from error
-        yield
-    finally:
-        serve.shutdown()
-        if own:
-            ray.shutdown()
+            serve.start(
+                proxy_location="EveryNode", http_options={"host": host, "port": port, "request_timeout_s": None},
+                logging_config={"enable_access_log": False},
+            )  # fmt: skip
+            _deploy(served, replicas, ray.cluster_resources())
+            yield
+        finally:
+            serve.shutdown()
 
 
-def _share(have: float, replicas: int) -> float:
-    """Return each replica's share of cores or devices: whole ones, as far as there is one for each."""
-    return float(have // replicas) if have >= replicas else have / replicas
+def _deploy(served: Served, replicas: int, have: Mapping[str, float]) -> None:
+    """Start the replicas, each with its share of the cluster's cores and GPUs; returns when all answer."""
+    from ray import serve
+
+    own: dict[str, float] = {"num_cpus": share(have.get("CPU", 1.0), replicas)}
+    if have.get("GPU"):
+        own["num_gpus"] = share(have["GPU"], replicas)
+    deployment = serve.deployment(
+        _replica(served), name=NAME, num_replicas=replicas, ray_actor_options=own, max_ongoing_requests=ONGOING,
+        graceful_shutdown_timeout_s=served.settings.drain, max_constructor_retry_count=1,
+    )  # fmt: skip
+    try:
+        serve.run(deployment.bind(), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise OnebaseError(f"the replicas did not start: {_reason(serve, error)}") from error
 
 
 def _replica(served: Served) -> Any:
@@ -82,6 +77,7 @@ def _replica(served: Served) -> Any:
     from ray import serve
 
     def build() -> Any:
+        from onebase.loading import load_base
         from onebase.serve.http import create_app
 
         threads = os.environ.get("OMP_NUM_THREADS", "")  # Ray sets it to the cores that a replica has
@@ -89,7 +85,8 @@ def _replica(served: Served) -> Any:
             import torch
 
             torch.set_num_threads(max(1, int(threads)))
-        return create_app(served.build(training=False))
+        loaded = load_base(served.base, device=served.device, dtype=served.dtype)
+        return create_app(served.build(loaded, training=False))
 
     return serve.ingress(build)()
 

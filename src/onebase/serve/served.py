@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onebase.serve.catalog import Catalog
 from onebase.serve.engine import Engine
@@ -13,6 +13,9 @@ from onebase.serve.server import Server
 from onebase.serve.settings import ServeSettings
 from onebase.serve.training import Trainings
 from onebase.store import Store
+
+if TYPE_CHECKING:
+    from onebase.base import Base
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,16 @@ class Served:
     settings: ServeSettings = field(default_factory=ServeSettings)
     loopback: bool = True
 
-    def build(self, training: bool = True) -> Server:
-        """Load the base and return a server of it.
+    def build(self, loaded: Base, training: bool = True) -> Server:
+        """Return a server of a loaded base.
 
         Args:
+            loaded: the base, as `base`, `device` and `dtype` say.
             training: whether adapters can be trained beside it.
         """
-        from onebase.loading import load_base
-
-        loaded = load_base(self.base, device=self.device, dtype=self.dtype)
         store = Store(self.store)
         catalog = Catalog([store], [loaded.id, self.base])
-        forget: Callable[[str], None] = lambda ref: catalog.forget(ref.partition("@")[0])  # noqa: E731
-        trainings = Trainings(self.base, store.root, done=forget) if training else None
+        trainings = None
+        if training:
+            trainings = Trainings(self.base, store.root, done=lambda ref: catalog.forget(ref.partition("@")[0]))
         return Server(Engine(loaded, self.settings), catalog, self.keys, trainings, self.loopback)
