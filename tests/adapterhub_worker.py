@@ -29,6 +29,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "ia3": adapters.IA3Config(),
         "prefix": adapters.PrefixTuningConfig(flat=True, prefix_length=5),
         "prompt": adapters.PromptTuningConfig(prompt_length=4),
+        "prompt_after": adapters.PromptTuningConfig(prompt_length=3, combine="prefix_after_bos"),
+        "headed_prompt": adapters.PromptTuningConfig(prompt_length=3, combine="prefix_after_bos"),
         "headed": adapters.SeqBnConfig(reduction_factor=4),
     },
     "gpt2": {
@@ -40,13 +42,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def computed(model: Any, name: str, ids: torch.Tensor) -> torch.Tensor:
-    """Return the states, or the logits of a head."""
+    """Return the states of the text, or the logits of a head."""
     model.set_active_adapters(name)
     model.eval()
     with torch.no_grad():
         out = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    found = out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
-    return found.contiguous().clone()
+    if getattr(out, "logits", None) is not None:
+        return out.logits.contiguous().clone()
+    states, extra = out.last_hidden_state, out.last_hidden_state.shape[1] - ids.shape[1]
+    behind = int(model.adapters_config.get(name).get("combine") == "prefix_after_bos")
+    return torch.cat([states[:, :behind], states[:, behind + extra :]], 1).contiguous()
 
 
 def headed(base: str) -> Any:
@@ -65,9 +70,10 @@ def write(base: str, out: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Make adapters with random values, save them, and compute with them."""
     kind, found = bare(base).config.model_type, {}
     for number, (name, config) in enumerate(CONFIGS[kind].items()):
-        model = headed(base) if name == "headed" else bare(base)
+        has_head = name.startswith("headed")
+        model = headed(base) if has_head else bare(base)
         model.add_adapter(name, config=config)
-        if name == "headed":
+        if has_head:
             model.add_classification_head(name, num_labels=2, id2label={0: "no", 1: "yes"})
         generator = torch.Generator().manual_seed(number)
         for key, value in model.named_parameters():
@@ -75,7 +81,7 @@ def write(base: str, out: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
                 value.data = value.data + 0.1 * torch.randn(value.shape, generator=generator)
         # the library cannot write prefixes as safetensors: their tensors are shared among layers
         safe = name != "prefix"
-        model.save_adapter(str(out / name), name, with_head=name == "headed", use_safetensors=safe)
+        model.save_adapter(str(out / name), name, with_head=has_head, use_safetensors=safe)
         found[name] = computed(model, name, ids)
     return found
 

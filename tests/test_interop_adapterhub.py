@@ -22,6 +22,7 @@ from onebase.errors import CorruptError, MismatchError, UnsupportedError
 
 EQUAL = 1e-5
 REAL = Path(__file__).parents[2] / "shared" / "models" / "adapters_real"
+TASK = {"kind": "classification", "labels": ["a", "b"], "pooling": "first"}
 ACTIVE = {"relu": F.relu, "swish": F.silu}
 
 
@@ -237,13 +238,55 @@ def test_lora_ia3_and_prefix(tmp_path):
             assert gap(before, states(base, f"{name}-again")) <= EQUAL
 
 
+def prompted(model: Any, tokens: Tensor, behind: int) -> Tensor:
+    """States of the texts when virtual tokens stand behind the embeddings' norm; the texts keep their positions."""
+    with torch.no_grad():
+        states = model.embeddings(input_ids=ids())
+        states = torch.cat([states[:, :behind], tokens.expand(2, -1, -1), states[:, behind:]], 1)
+        for layer in model.encoder.layer:
+            out = layer(states)
+            states = out[0] if isinstance(out, tuple) else out
+    return torch.cat([states[:, :behind], states[:, behind + len(tokens) :]], 1)
+
+
+@pytest.mark.parametrize(("combine", "behind"), [("prefix", 0), ("prefix_after_bos", 1)])
+def test_prompts_stand_behind_the_embeddings(combine, behind, tmp_path):
+    model, tokens = bert(), noise(3, 32, seed=50)
+    config = {"architecture": "prompt_tuning", "combine": combine, "prompt_length": 3, "prompt_init": "random_uniform",
+              "random_uniform_scale": 0.5}  # fmt: skip
+    key = "bert.prompt_tuning.prompt_tunings.N.prompt_embedding.weight"
+    head = {f"heads.N.{n}.{what}": noise(*shape, seed=n) for n, rows in ((1, 32), (4, 3))
+            for what, shape in (("weight", (rows, 32)), ("bias", (rows,)))}  # fmt: skip
+    settings = {"head_type": "classification", "layers": 2, "activation_function": "tanh", "num_labels": 3}
+    folder = write(tmp_path / "in", config, {key: tokens}, head=(settings, head))
+    with Base(model) as base:
+        if not behind:  # its head reads a virtual token
+            with pytest.raises(MismatchError, match="first virtual token"):
+                base.import_adapter(folder, name="N")
+            (folder / "head_config.json").unlink()
+        base.import_adapter(folder, name="N")
+        assert gap(prompted(model, tokens, behind), states(base, "N")) <= EQUAL
+        base.export("N", tmp_path / "out", to="adapterhub")
+        base.import_adapter(tmp_path / "out", name="again")
+        assert gap(states(base, "again"), states(base, "N")) == 0
+        written = load_file(tmp_path / "out" / "adapter.safetensors")
+        assert {name.removeprefix("bert.") for name in written} == {key.removeprefix("bert.")}
+        base.add("plain", "prompt(length=3, init='uniform')")
+        for name, to, words in (("plain", "adapterhub", "embeddings' norm"), ("N", "peft", "in front of")):
+            with pytest.raises(UnsupportedError, match=words):
+                base.export(name, tmp_path / "no", to=to)
+        base.add("headed", "prompt(length=2, init='uniform', place='embedded')", task=TASK)
+        with pytest.raises(UnsupportedError, match="behind=1"):
+            base.export("headed", tmp_path / "no", to="adapterhub")
+
+
 FAULTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "gating": ({"use_gating": True}, UnsupportedError, "use_gating"),
     "order": ({"adapter_residual_before_ln": True}, UnsupportedError, "adapter_residual_before_ln = True"),
     "new": ({"magic": 3}, UnsupportedError, "magic = 3"),
     "activation": ({"non_linearity": "leakyrelu"}, MismatchError, "leakyrelu"),
     "learned scale": ({"scaling": "learned"}, MismatchError, "scaling = 'learned'"),
-    "prompt": ({"architecture": "prompt_tuning"}, UnsupportedError, "without a position"),
+    "prompt": ({"architecture": "prompt_tuning"}, UnsupportedError, "non_linearity = "),
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onebase.core.contracts import AdapterModule, Delta, KVDelta, PromptDelta, TokenDelta
 from onebase.core.plan import Routed
+from onebase.errors import ConfigError
 from onebase.methods.method import Method
 
 
@@ -56,7 +57,10 @@ class Adapter:
             name.split("/")[0]: d.shift for name, d in deltas.items() if isinstance(d, KVDelta) and d.shift
         }
         self.routed.positional = any(isinstance(d, Delta) and d.positional for d in deltas.values())
-        self.routed.prompts = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, PromptDelta)}
+        prompts = [name for name, d in deltas.items() if isinstance(d, PromptDelta)]
+        self.routed.prompts = {name.split("/")[0]: name for name in prompts}
+        if len(self.routed.prompts) < len(prompts):
+            raise ConfigError(f"virtual tokens at {' and '.join(prompts)}: an adapter has them in one place of a stack")
         self.routed.words = {name.split("/")[0]: name for name, d in deltas.items() if isinstance(d, TokenDelta)}
 
     @property

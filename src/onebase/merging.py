@@ -70,7 +70,7 @@ def _ordered(base: Base, adapter: Adapter) -> list[tuple[Site, Delta]]:
         site = base.anatomy.sites[name]
         if not isinstance(delta, Delta) or site.kind not in ORDER:
             what = "keys and values of attention" if isinstance(delta, KVDelta) else f"a change at {name}"
-            if site.kind in ("embeddings", "tokens"):
+            if site.kind in ("embeddings", "embedded", "tokens"):
                 what = "tokens of the input"
             raise UnsupportedError(
                 f"{adapter.method.shorthand()} adds {what}, which no weight of the base holds: it cannot be merged"

@@ -48,11 +48,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"length": 5, "init": "text", "text": "the old bridge"},
         {"length": 3, "init": "vocabulary", "mlp": 6},
         {"length": 4},
+        {"length": 3, "place": "embedded"},
+        {"length": 2, "init": "uniform", "mlp": 4, "place": "embedded", "behind": 1},
+        {"length": 2, "init": "vocabulary", "behind": 1},
     ),
     "tokens": ({"words": WORDS},),
     "union": (
         {"parts": ["prompt(length=2)", "lora(rank=2)", "dora(rank=1)", "loreft(rank=1, last=1)", "ia3"]},
         {"parts": ["prefix(length=2)", "prefix(length=1, init='random')", "prompt(length=1)", "prompt(length=2)"]},
+        {"parts": ["prompt(length=2, behind=1)", "prompt(length=1, behind=1)", "loreft(rank=2, first=2, last=1)"]},
     ),
     "vera": ({"rank": 4, "d_init": 1.0}, {"rank": 8, "sites": ["v", "down"], "stored": True, "d_init": 2.0}),
 }

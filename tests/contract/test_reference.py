@@ -14,6 +14,7 @@ from onebase.base import Base
 from onebase.core.site import standardize
 from onebase.core.tap import first_tensor
 from onebase.errors import UnsupportedError
+from onebase.methods.prompt import Prompt
 
 NEAR = 2e-5  # sums in another order than the base's, over two layers
 
@@ -150,22 +151,59 @@ def test_lora_is_a_change_of_weights(family, name, tokenizer):
         assert checks.gap(found, checks.call_alone(base, row, None)) > checks.VISIBLE
 
 
+@pytest.mark.parametrize("behind", [0, 1])
 @pytest.mark.parametrize(("family", "attention"), pairs(NAMES))
-def test_a_prompt_of_real_tokens_is_those_tokens(family, attention, tokenizer):
-    """Virtual tokens that are embeddings of words answer as the base does with these words before the text."""
+def test_a_prompt_of_real_tokens_is_those_tokens(family, attention, behind, tokenizer):
+    """Virtual tokens that are embeddings of words answer as the base does with these words in the text."""
     words = torch.tensor([7, 12, 9])
     with Base(make(family, attention), tokenizer) as base, torch.no_grad():
-        adapter = base.add("a", "prompt(length=3, init='uniform')")
+        adapter = base.add("a", Prompt(length=3, init="uniform", behind=behind))
         stack = base.anatomy.stacks[0]
         next(adapter.module.parameters()).copy_(stack.embed(words))
         rows = checks.draw(["a"] * 3)
         for side in ("right", "left"):
             for row, out in zip(rows.tokens, checks.call_rows(base, rows, side)):
-                longer = checks.inputs(base, torch.cat([words, row])[None], first=row[None, : checks.DECODED])
+                both = torch.cat([row[:behind], words, row[behind:]])
+                longer = checks.inputs(base, both[None], first=row[None, : checks.DECODED])
                 with base.use(None):
                     expected = checks.values(base.model(**longer))[0]
-                expected = expected if base.is_encoder_decoder else expected[len(words) :]
+                if not base.is_encoder_decoder:
+                    expected = torch.cat([expected[:behind], expected[behind + len(words) :]])
                 assert checks.gap(out, expected) <= NEAR
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize(("family", "attention"), pairs(NAMES))
+def test_a_prompt_behind_the_embeddings_moves_no_text(family, attention, behind, tokenizer):
+    """Virtual tokens among what the embeddings made of a text, whose tokens are embedded where they are without."""
+    with Base(make(family, attention), tokenizer) as base, torch.no_grad():
+        method = Prompt(length=3, init="uniform", place="embedded", behind=behind)
+        stack = base.anatomy.stacks[0]
+        if stack.embedded is None:
+            with pytest.raises(UnsupportedError, match="place='input'"):
+                base.add("a", method)
+            return
+        tokens = next(base.add("a", method).module.parameters())
+        rows = checks.draw(["a"] * 3)
+        for side in ("right", "left"):
+            for row, out in zip(rows.tokens, checks.call_rows(base, rows, side)):
+                with base.use(None):
+                    text = states_of(base, stack.embedded, row)
+                    longer = torch.cat([text[:behind], tokens, text[behind:]])
+                    dummy = torch.full((len(longer),), int(row[0]))
+                    replaced = stack.embedded.register_forward_hook(lambda *_, states=longer: states[None])
+                    expected = checks.call_alone(base, dummy, None)
+                    replaced.remove()
+                assert checks.gap(out, torch.cat([expected[:behind], expected[behind + 3 :]])) <= NEAR
+
+
+def states_of(base: Base, module: torch.nn.Module, row: torch.Tensor) -> torch.Tensor:
+    """Return what a module returns for a row, without its first dimension."""
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    checks.call_alone(base, row, None)
+    handle.remove()
+    return seen[0]
 
 
 @pytest.mark.parametrize("attention", ATTENTION)

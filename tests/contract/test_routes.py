@@ -154,9 +154,9 @@ def test_states_and_attentions_have_the_callers_positions(family, side, tokenize
                 alone = base.model(**checks.inputs(base, row[None]), **more)
             mixed = rows_of(out, i, mask[i].bool(), base.is_encoder_decoder)
             single = rows_of(alone, 0, torch.ones(len(row), dtype=torch.bool), base.is_encoder_decoder)
-            for key in single:
+            for key in single:  # states between layers: T5's are large, and no norm has made them alike
                 for a, b in zip(mixed[key], single[key], strict=True):
-                    assert checks.gap(a, b) <= checks.LOGITS, (name, key)
+                    assert checks.gap(a, b) <= 2 * checks.LOGITS, (name, key)
 
 
 @pytest.mark.parametrize("family", ["t5", "t5-gated", *listed(["mt5", "bart"])])

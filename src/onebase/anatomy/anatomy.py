@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -118,6 +119,10 @@ def _packs(stack: Stack, config: Any, sites: Iterable[Site]) -> bool:
     )
 
 
+def _arguments(module: nn.Module) -> Mapping[str, Any]:
+    return inspect.signature(module.forward).parameters
+
+
 class _Finder:
     """Resolve row paths to modules and say what is missing."""
 
@@ -167,12 +172,16 @@ class _Finder:
         width = int(embed.weight.shape[1]) if row.width is None else row.width  # type: ignore[union-attr,index]
         patches = inside(row.pixels.module) if row.pixels else None
         pooler = getattr(module, row.pooler, None) if row.pooler else None
+        embedded = inside(row.embed.rpartition(".")[0])
+        if patches is not None or row.causal or embedded is None or "inputs_embeds" not in _arguments(embedded):
+            embedded = None
         return Stack(
             name=row.name,
             path=path,
             module=module,
             causal=row.causal,
             embed=embed,
+            embedded=embedded,
             width=width,
             hidden=width if row.hidden is None else row.hidden,
             position_start=row.position_start,
@@ -202,6 +211,12 @@ def _sites(
         images = kind == "tokens" and stack.patches is not None
         reason = "trained tokens are words, and this base reads images" if images else refusal
         yield Site(*where, width, width, unsupported=reason), None  # type: ignore[arg-type]
+    if stack.embedded is not None:
+        where = (f"{row.name}/embedded", "embedded", row.name, -1, "", "embedded", path.rpartition(".")[0])
+        # DeBERTa's embeddings widen before their norm, ELECTRA's and ALBERT's are widened behind it
+        normed = [len(p) for p in stack.embedded.parameters() if p.dim() == 1]
+        own = (stack.embedded, width, normed[-1] if normed else width)
+        yield Site(*where, *own, unsupported=refusal), None  # type: ignore[arg-type]
     for index, (root, layer) in enumerate(zip(finder.layers(row), stack.layers, strict=True)):
         subs = row.by_layer.get(index, row.sublayers)
         hidden = next((sub.width for sub in subs if sub.width), stack.hidden)

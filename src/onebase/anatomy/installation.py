@@ -101,7 +101,7 @@ class Installation:
             elif site.kind == "input":
                 if site.path not in self.inputs:
                     self.inputs[site.path] = InputTap(site.module, self.runtime, site)
-            elif site.kind not in ("embeddings", "tokens"):  # the anchor embeds
+            elif site.kind not in ("embeddings", "embedded", "tokens"):  # the anchor embeds
                 self._tap(site)
 
     def _tap(self, site: Site) -> None:

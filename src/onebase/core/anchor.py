@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from onebase.core.checkpoint import CHECKPOINTED, wrap_checkpoints
+from onebase.core.contracts import PromptDelta
 from onebase.core.direct import DirectCalls
 from onebase.core.layout import Layout, make_layout
 from onebase.core.offload import weight_of
@@ -79,6 +80,9 @@ class Anchor:
         if stack.patches is not None:
             patch: Any = torch.compiler.disable(self.patch)
             self.handles.append(stack.patches.register_forward_hook(patch))
+        if stack.embedded is not None:
+            stand: Any = torch.compiler.disable(self.stand)
+            self.handles.append(stack.embedded.register_forward_hook(stand))
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lower the route of this call and rewrite its arguments where an adapter has virtual tokens."""
@@ -234,7 +238,7 @@ class Anchor:
     def _stages(self, plan: Plan, steps: list[Step], call: dict[str, Any], columns: int) -> list[Stage]:
         """Lower every step of a call whose first one is lowered already."""
         stages = [Stage(0, plan, [])]
-        lengths = {g.adapter.name: g.at.prompt_length for g in plan.groups}
+        prompts = {g.adapter.name: (g.at.prompt_length, g.at.prompt_behind) for g in plan.groups}
         assert plan.row_group is not None
         for step in steps[1:]:
             before = torch.tensor(step.before, device=plan.row_group.device)
@@ -243,7 +247,7 @@ class Anchor:
             new.strip = plan.strip
             new.layout = None if plan.layout is None else plan.layout.take(rows[0])
             for g in new.groups:
-                g.at.prompt_length = lengths.get(g.adapter.name, 0)
+                g.at.prompt_length, g.at.prompt_behind = prompts.get(g.adapter.name, (0, 0))
             mask = call.get("attention_mask")
             self._locate(new, None, {"attention_mask": None if mask is None else mask[rows[0]]}, columns)
             stages.append(Stage(step.layer, new, rows))
@@ -340,15 +344,18 @@ class Anchor:
             if memo is not None:
                 raise RouteError("this cache holds virtual tokens of an adapter that the call no longer routes to")
             return
-        plan.virtual = [self._virtual(g, self.stack.name) for g in plan.groups]
-        for g, tokens in zip(plan.groups, plan.virtual):
-            g.at.prompt_length = 0 if tokens is None else len(tokens)
+        deltas = [self._prompt(g, self.stack.name) for g in plan.groups]
+        plan.virtual = [None if delta is None else delta.tokens() for delta in deltas]
+        behind = [self.stack.before + (0 if delta is None else delta.behind) for delta in deltas]
+        for g, tokens, before in zip(plan.groups, plan.virtual, behind):
+            g.at.prompt_length, g.at.prompt_behind = (0, 0) if tokens is None else (len(tokens), before)
+        plan.standing = [number for number, delta in enumerate(deltas) if delta is not None and delta.embedded]
         lengths = self._virtual_lengths(plan, plan.virtual)
         mask = self._plain_mask(call, past, source)
         if past:
             self._continue(plan, memo, lengths, call, mask, columns)
             return
-        layout = plan.layout = make_layout(lengths, mask, columns, self.stack.causal, self.stack.before)
+        layout = plan.layout = make_layout(lengths, mask, columns, self.stack.causal, self._of_rows(plan, behind))
         plan.strip = not self.stack.feeds or route.strip
         real = lengths.new_ones(plan.batch, columns) if mask is None else mask
         call["attention_mask"] = layout.spread_mask(real)
@@ -357,31 +364,39 @@ class Anchor:
         embeds = call.get("inputs_embeds")
         embeds = self.stack.embed(source) if embeds is None else embeds  # words were embedded before
         call["inputs_embeds"], call["input_ids"] = self._with_virtual(plan, embeds), None
-        self._move_positions(layout, call)
+        still = [len(t) if number in plan.standing else 0 for number, t in enumerate(plan.virtual)]  # type: ignore[arg-type]
+        self._move_positions(layout, call, self._of_rows(plan, still) if plan.standing else None)
         if call.get("token_type_ids") is not None:
             call["token_type_ids"] = layout.spread(call["token_type_ids"])
         if cache is not None:
             setattr(cache, MEMO, layout)
 
     @staticmethod
-    def _virtual(group: Group, stack: str) -> Tensor | None:
-        """Return the virtual tokens of a group in a stack, (P, D), or None."""
+    def _prompt(group: Group, stack: str) -> PromptDelta | None:
+        """Return what makes the virtual tokens of a group in a stack, or None."""
         site = group.adapter.prompts.get(stack)
-        return None if site is None else group.adapter.deltas[site].tokens()  # type: ignore[union-attr]
+        return None if site is None else group.adapter.deltas[site]  # type: ignore[return-value]
 
     @staticmethod
-    def _virtual_lengths(plan: Plan, virtual: list[Tensor | None]) -> Tensor:
-        """Return how many virtual tokens each row has, (B,)."""
+    def _of_rows(plan: Plan, of_groups: list[int]) -> Tensor:
+        """Return a number per row, (B,), from one per group; rows of no group have 0."""
         assert plan.row_group is not None
-        counts = [0 if tokens is None else len(tokens) for tokens in virtual]
-        return torch.tensor([*counts, 0], device=plan.row_group.device)[plan.row_group]
+        return torch.tensor([*of_groups, 0], device=plan.row_group.device)[plan.row_group]
+
+    def _virtual_lengths(self, plan: Plan, virtual: list[Tensor | None]) -> Tensor:
+        """Return how many virtual tokens each row has, (B,)."""
+        return self._of_rows(plan, [0 if tokens is None else len(tokens) for tokens in virtual])
 
     def _with_virtual(self, plan: Plan, embeds: Tensor) -> Tensor:
         """Return (B, T + Pmax, D): embedded tokens (B, T, D) with every row's virtual tokens among them."""
         layout = plan.layout
         assert layout is not None and plan.row_group is not None
         rows, columns, width = embeds.shape
-        own = [tokens for tokens in plan.virtual if tokens is not None]
+        own = [
+            tokens.new_zeros(len(tokens), width) if number in plan.standing else tokens  # `stand` takes their places
+            for number, tokens in enumerate(plan.virtual)
+            if tokens is not None
+        ]
         pool = torch.cat([embeds.flatten(0, 1), torch.cat(own).to(embeds.dtype), embeds.new_zeros(1, width)])
         counts = [0 if tokens is None else len(tokens) for tokens in plan.virtual]
         starts = [rows * columns + sum(counts[:i]) for i in range(len(counts))]
@@ -431,20 +446,27 @@ class Anchor:
             call["position_ids"] = counted[:, -new:] + self.stack.position_start
         self._check_positions(call["position_ids"], memo.width)
 
-    def _move_positions(self, layout: Layout, call: dict[str, Any]) -> None:
+    def _move_positions(self, layout: Layout, call: dict[str, Any], still: Tensor | None) -> None:
+        """Count virtual tokens as the text's, but for those that take no position: `still` of each row, (B,)."""
         start = self.stack.position_start
         if start is None:
             return
         counted = (call["attention_mask"].long().cumsum(1) - 1).clamp(min=0) + start
         given = call.get("position_ids")
+        column = torch.arange(counted.shape[1], device=counted.device)
+        edge, length = (layout.start + layout.offset)[:, None], layout.lengths[:, None]
+        inside = (column >= edge) & (column < edge + length)  # virtual tokens
+        taken = length if still is None else length - still[:, None]
         if given is not None:
             given = given.expand(layout.rows, -1)
-            first = given.gather(1, layout.start[:, None])
-            given = layout.spread(given + layout.lengths[:, None])
-            column = torch.arange(counted.shape[1], device=counted.device)
-            edge = (layout.start + layout.offset)[:, None]
-            virtual = (column >= edge) & (column < edge + layout.lengths[:, None])
-            counted = torch.where(virtual, first + column - edge, given)
+            first = given.gather(1, layout.start.clamp(max=layout.columns - 1)[:, None])
+            behind = torch.arange(layout.columns, device=counted.device) >= layout.start[:, None]
+            given = layout.spread(given + torch.where(behind, taken, 0))
+            counted = torch.where(inside, first + column - edge, given)
+        elif still is not None:
+            counted = counted - torch.where(column >= edge + length, still[:, None], 0)
+        if still is not None:
+            counted = torch.where(inside & (still > 0)[:, None], start, counted)
         self._check_positions(counted, layout.width)
         call["position_ids"] = counted
 
@@ -483,9 +505,10 @@ class Anchor:
         states = call.get("encoder_hidden_states")
         if self.encoder is None or states is None:
             return
-        virtual = [self._virtual(g, self.encoder.name) for g in plan.groups]
-        if all(tokens is None for tokens in virtual):
+        deltas = [self._prompt(g, self.encoder.name) for g in plan.groups]
+        if all(delta is None for delta in deltas):
             return
+        virtual = [None if delta is None else delta.tokens() for delta in deltas]
         lengths = self._virtual_lengths(plan, virtual)
         width = int(lengths.max())
         mask = call.get("encoder_attention_mask")
@@ -542,6 +565,25 @@ class Anchor:
         """Insert virtual tokens among those that images were made into."""
         plan = self.runtime.plan
         return None if plan is None or plan.layout is None else self._with_virtual(plan, output)
+
+    def stand(self, module: nn.Module, args: tuple, output: Any) -> Tensor | None:
+        """Put virtual tokens that are embedded already where places were kept for them."""
+        plan = self.runtime.plan
+        if plan is None or not plan.standing or plan.layout is None:
+            return None
+        layout, packing = plan.layout, plan.packing
+        assert plan.row_group is not None
+        width = layout.columns + layout.width
+        states, places, own = output.flatten(0, 1), [], []
+        for number in plan.standing:
+            tokens: Any = plan.virtual[number]
+            rows = (plan.row_group == number).nonzero()[:, 0]
+            places.append((rows[:, None] * width + layout.virtual(rows, len(tokens))).flatten())
+            own.append(tokens.to(output.dtype).expand(len(rows), -1, -1).flatten(0, 1))
+        place, new = torch.cat(places), torch.cat(own)
+        if packing is not None:
+            place = torch.searchsorted(packing.real, place)
+        return states.index_copy(0, place, new).unflatten(0, output.shape[:2])
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Give callers their T positions back and forget the plan; runs also when the call raised."""

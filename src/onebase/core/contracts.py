@@ -102,7 +102,15 @@ class KVDelta(nn.Module):
 
 
 class PromptDelta(nn.Module):
-    """Virtual tokens placed directly before a row's first real token (prompt tuning)."""
+    """Virtual tokens placed directly before a row's first real token (prompt tuning).
+
+    Attributes:
+        embedded: they stand among what the embeddings return, behind positions and norms: texts keep their positions.
+        behind: real tokens of each row that stay in front of them.
+    """
+
+    embedded: bool = False
+    behind: int = 0
 
     def tokens(self) -> Tensor:
         """Return the virtual tokens, (P, D), in the space of the embedded input."""

@@ -105,7 +105,7 @@ class Layout:
         return values.gather(dim, place.reshape(shape).expand(target))
 
 
-def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool, before: int = 0) -> Layout:
+def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool, before: Tensor | int = 0) -> Layout:
     """Decide where virtual tokens go.
 
     Args:
@@ -114,7 +114,7 @@ def make_layout(lengths: Tensor, mask: Tensor | None, columns: int, causal: bool
         columns: T.
         causal: an unpadded batch of a causal stack is treated as padded on the left, so that the last column stays
             the last token of every row and generation can append to it.
-        before: real tokens of each row that stay in front of its virtual tokens.
+        before: real tokens that stay in front of virtual ones: of every row, or (B,).
     """
     rows = len(lengths)
     if mask is None:

@@ -43,12 +43,14 @@ class At:
     Attributes:
         draws: of this job's dropout; None draws from torch's default generator.
         prompt_length: virtual tokens of this group's adapter in this stack.
+        prompt_behind: text tokens in front of them.
         places: of the whole call, or None where the call's mask does not tell.
         rows: (b,) the rows of this group; None: all.
     """
 
     draws: Draws | Joined | None = None
     prompt_length: int = 0
+    prompt_behind: int = 0
     places: Places | None = None
     rows: Tensor | None = None
     site: str = ""  # being computed
@@ -71,6 +73,15 @@ class At:
     def positions(self) -> Tensor | None:
         """(b, T) index of each token among its row's real and virtual tokens, those in the cache included, or None."""
         return None if self.places is None else self._own(self.places.positions)
+
+    @cached_property
+    def text(self) -> Tensor | None:
+        """(b, T) index of each token among its row's text tokens, -1 for virtual ones, or None."""
+        if self.positions is None or not self.prompt_length:
+            return self.positions
+        end = self.prompt_behind + self.prompt_length
+        text = torch.where(self.positions < end, -1, self.positions - self.prompt_length)
+        return torch.where(self.positions < self.prompt_behind, self.positions, text)
 
     @cached_property
     def lengths(self) -> Tensor | None:
@@ -127,6 +138,7 @@ class Plan:
         caught: residual tensors of the layer being computed, by where they were caught.
         has_plain: some rows have no adapter.
         virtual: virtual tokens (P, D) of each group in this stack, None where it has none.
+        standing: numbers of the groups whose virtual tokens stand behind the embeddings.
         picked: rows of several groups together, by the numbers of the groups: many sites ask for the same.
         masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
         packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
@@ -146,6 +158,7 @@ class Plan:
     caught: dict[str, Tensor] = field(default_factory=dict)
     has_plain: bool = False
     virtual: list[Tensor | None] = field(default_factory=list)
+    standing: list[int] = field(default_factory=list)
     picked: dict[tuple[int, ...], Picked] = field(default_factory=dict)
     masks: dict[tuple, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     strip: bool = True  # hand back only the callers' tokens

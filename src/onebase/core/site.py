@@ -14,7 +14,7 @@ from onebase.core.offload import device_of, resident
 from onebase.core.quantized import dequantized, kind_of
 from onebase.errors import UnsupportedError
 
-SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "tokens"]
+SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "embedded", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Site:
     Attributes:
         name: e.g. ``encoder/3/attention/q``.
         kind: linear output, linear input, sub-layer exit, norm output, block output, attention keys and values,
-            embeddings (virtual tokens), tokens (embeddings of single ids).
+            embeddings (virtual tokens), embedded (virtual tokens behind positions and norms), tokens (embeddings of
+            single ids).
         stack, layer, sublayer, part: the components of the name ('' and -1 where they do not apply).
         path: module path from the model's root; the tap hooks this module's output, or its input.
         d_in, d_out: features of the module's input and of the value at the site.
@@ -185,6 +186,8 @@ class Stack:
         path: module path from the model's root ('' is the model itself).
         causal: tokens see only earlier tokens.
         embed: the token embedding module; where images are read, the one that embeds patches.
+        embedded: module that makes embedded tokens into what the layers read (positions, types, norm), where the stack
+            has one, or None.
         width: D of an embedded token, and so of a virtual one.
         hidden: D of the states that the stack returns.
         position_start: first position id, or None where positions need not be counted.
@@ -209,6 +212,7 @@ class Stack:
     module: Any = field(repr=False)
     causal: bool = False
     embed: Any = field(repr=False, default_factory=nn.Identity)
+    embedded: nn.Module | None = field(repr=False, default=None)
     width: int = 0
     hidden: int = 0
     position_start: int | None = 0

@@ -49,12 +49,12 @@ def chosen(at: At, first: int, last: int) -> Tensor:
         UnsupportedError: the call has no mask that tells where its tokens are.
         RouteError: several tokens follow a cache, and nothing says where the prompt ends.
     """
-    if at.positions is None or at.mask is None:
+    if at.text is None or at.mask is None:
         raise UnsupportedError(
             "loreft needs to know where the tokens of a row are: pass the 2-dimensional attention mask of the batch, "
             "not a prepared one (static caches and packed masks prepare theirs)"
         )
-    place = at.positions - at.prompt_length  # virtual tokens are below 0
+    place = at.text
     hit = (place >= 0) & (place < first)
     if last:
         if at.lengths is None:

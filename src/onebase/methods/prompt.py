@@ -5,8 +5,9 @@ Paper: Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tun
 Formula: input = [E_1 .. E_P ; embed(text)], E learned; placed directly before each row's first real token.
 Parameters: P * D (the MLP, where used, is folded away after training).
 Start: label words, then the most frequent tokens (the paper draws from the 5,000 most common); or text; or uniform.
-Differs: text positions follow the virtual tokens (as PEFT does; AdapterHub leaves them). Weak on small bases: that is
-    the paper's own finding, the gap closes near 10 B parameters.
+Places: 'input' as in the paper, where text positions follow the virtual tokens (as PEFT does). 'embedded' as in the
+    AdapterHub library: behind the embeddings' positions and norm, so that texts keep their positions.
+Differs: weak on small bases: that is the paper's own finding, the gap closes near 10 B parameters.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from onebase.core.contracts import AdapterModule, PromptDelta
 from onebase.core.site import Site
+from onebase.errors import UnsupportedError
 from onebase.methods.method import Init, Method, check
 from onebase.methods.registry import register
 
@@ -29,22 +31,22 @@ COMMON = 5000  # most common tokens that vocabulary initialisation samples from 
 class VirtualTokens(PromptDelta):
     """Learned embeddings."""
 
-    def __init__(self, start: Tensor):
+    def __init__(self, start: Tensor, embedded: bool = False, behind: int = 0):
         super().__init__()
         self.embedding = nn.Parameter(start)  # (P, D)
+        self.embedded, self.behind = embedded, behind
 
     def tokens(self) -> Tensor:
         """Return the parameters."""
         return self.embedding
 
 
-class EncodedTokens(PromptDelta):
+class EncodedTokens(VirtualTokens):
     """Embeddings plus a two-layer MLP of them; the MLP's last layer starts at zero."""
 
-    def __init__(self, start: Tensor, hidden: int, generator: torch.Generator):
-        super().__init__()
+    def __init__(self, start: Tensor, hidden: int, generator: torch.Generator, embedded: bool = False, behind: int = 0):
+        super().__init__(start, embedded, behind)
         width = start.shape[1]
-        self.embedding = nn.Parameter(start)
         self.inner = nn.Parameter(torch.randn(hidden, width, generator=generator) / width**0.5)
         self.inner_bias = nn.Parameter(torch.zeros(hidden))
         self.outer = nn.Parameter(torch.zeros(width, hidden))
@@ -61,7 +63,20 @@ class PromptModule(AdapterModule):
     def fold(self) -> AdapterModule:
         """Compute the virtual tokens once and drop the MLP."""
         with torch.no_grad():
-            return AdapterModule({name: VirtualTokens(delta.tokens().clone()) for name, delta in self.items()})  # type: ignore[union-attr]
+            return AdapterModule(
+                {
+                    name: VirtualTokens(delta.tokens().clone(), delta.embedded, delta.behind)  # type: ignore[union-attr,arg-type]
+                    for name, delta in self.items()
+                }
+            )
+
+
+def embedded(module: nn.Module, rows: Tensor) -> Tensor:
+    """Return (P, D): what the embeddings make of embedded tokens (P, D) that are a text of their own."""
+    weight = next(module.parameters())
+    with torch.no_grad():
+        found = module(input_ids=None, inputs_embeds=rows[None].to(weight.device, weight.dtype))
+    return found[0].float().cpu()
 
 
 @register
@@ -74,6 +89,8 @@ class Prompt(Method):
         init: 'labels' (label words, filled up from the vocabulary), 'text', 'vocabulary' or 'uniform' (+-0.5).
         text: the words to start from when init is 'text'.
         mlp: width of a training-time MLP (P-tuning), 0 for none.
+        place: 'input', or 'embedded': behind the positions and the norm of the embeddings, without a position.
+        behind: real tokens of a text that stay in front of the virtual ones: 1 leaves CLS or BOS the first.
     """
 
     name: ClassVar[str] = "prompt"
@@ -84,6 +101,8 @@ class Prompt(Method):
     init: Literal["labels", "text", "vocabulary", "uniform"] = "labels"
     text: str = ""
     mlp: int = 0
+    place: Literal["input", "embedded"] = "input"
+    behind: int = 0
 
     def __post_init__(self) -> None:
         check(1 <= self.length <= 1024, "prompt.length", self.length, "1 to 1024")
@@ -96,17 +115,31 @@ class Prompt(Method):
             "a text exactly when init='text'",
         )
         check(0 <= self.mlp <= 8192, "prompt.mlp", self.mlp, "0 to 8192")
+        check(self.place in ("input", "embedded"), "prompt.place", self.place, "input or embedded")
+        check(0 <= self.behind <= 16, "prompt.behind", self.behind, "0 to 16")
 
     def select(self, sites: Sequence[Site]) -> list[Site]:
         """Return the embeddings of the first stack: the encoder of an encoder-decoder."""
-        return [next(site for site in sites if site.kind == "embeddings")]
+        first = next(site for site in sites if site.kind == "embeddings")
+        if self.place == "input":
+            return [first]
+        chosen = [site for site in sites if site.kind == "embedded" and site.stack == first.stack]
+        if not chosen:
+            raise UnsupportedError(
+                "prompt(place='embedded'): this base has no module that positions and norms its embeddings and lets "
+                "every token see the others (encoders such as BERT have): use prompt(place='input')"
+            )
+        return chosen
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build the virtual tokens."""
-        start = self._start(sites[0].d_out, init)
+        site, where = sites[0], (self.place == "embedded", self.behind)
+        start = self._start(site.d_out, init)
+        if site.kind == "embedded" and self.init != "uniform":
+            start = embedded(site.module, start)
         if not self.mlp:
-            return AdapterModule({sites[0].name: VirtualTokens(start)})
-        return PromptModule({sites[0].name: EncodedTokens(start, self.mlp, init.generator)})
+            return AdapterModule({site.name: VirtualTokens(start, *where)})
+        return PromptModule({site.name: EncodedTokens(start, self.mlp, init.generator, *where)})
 
     def _start(self, width: int, init: Init) -> Tensor:
         if self.init == "uniform":

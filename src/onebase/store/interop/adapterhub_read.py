@@ -23,6 +23,7 @@ from onebase.methods.ia3 import IA3
 from onebase.methods.lora import LoRA
 from onebase.methods.method import Method
 from onebase.methods.prefix import Prefix
+from onebase.methods.prompt import Prompt
 from onebase.store.interop.foreign import CONFIG, Foreign, most_bytes, read_settings, read_tensors, refuse
 from onebase.store.interop.modules import Modules, patterns
 
@@ -43,6 +44,7 @@ PLACE = re.compile(
     r"^(?:.*\.)?(?:layer|layers|h)\.(\d+)\.(attention\.output|output|attention_adapters|output_adapters)\."
     r"(?:adapters|layer_text_task_adapters|attention_text_task_adapters)\.([^.]+)\.adapter_(down\.0|up)\.(weight|bias)$"
 )
+PROMPTED = re.compile(r"^(?:.*\.)?prompt_tuning\.prompt_tunings\.([^.]+)\.prompt_embedding\.weight$")
 # Settings of bottlenecks: value -> what makes it another function
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "adapter_residual_before_ln": (False,),
@@ -67,6 +69,10 @@ LORA = {"architecture", "alpha", "attn_matrices", "composition_mode", "dropout",
         "intermediate_lora", "leave_out", "output_lora", "r", "selfattn_lora", "use_gating", "dtype"}  # fmt: skip
 PREFIX = {"architecture", "flat", "prefix_length", "bottleneck_size", "non_linearity", "dropout", "cross_prefix",
           "encoder_prefix", "leave_out", "init_weights_seed", "shared_gating", "use_gating"}  # fmt: skip
+
+PROMPT = {"architecture", "combine", "init_weights_seed", "prompt_init", "prompt_init_text", "prompt_length",
+          "random_uniform_scale"}  # fmt: skip
+BEHIND = {"prefix": 0, "prefix_after_bos": 1}  # what `combine` says: real tokens in front of virtual ones
 
 
 @dataclass(eq=False)
@@ -110,8 +116,7 @@ def read_adapterhub(folder: Path, base: Base, labels: Sequence[str] = ()) -> For
 def _settings(raw: Mapping[str, Any], config: Mapping[str, Any], kind: str, base: Base) -> Iterator[str]:
     """Yield every setting that cannot be carried over."""
     if kind not in READERS:
-        why = ": its prompts stand behind the embeddings' norm without a position" if kind == "prompt_tuning" else ""
-        yield f"architecture {kind!r}{why}; onebase reads {', '.join(READERS)}"
+        yield f"architecture {kind!r}; onebase reads {', '.join(READERS)}"
         return
     width = raw.get("hidden_size")
     if width is not None and width != base.anatomy.hidden_size:
@@ -120,7 +125,7 @@ def _settings(raw: Mapping[str, Any], config: Mapping[str, Any], kind: str, base
         yield f"model_type {raw.get('model_type')!r}, this base is {base.anatomy.model_type!r}"
     if base.is_encoder_decoder:
         yield "an encoder-decoder: onebase reads files of encoders and decoders"
-    known = {"bottleneck": HISTORY | NEUTRAL.keys(), "lora": LORA, "prefix": PREFIX}[kind]
+    known = {"bottleneck": HISTORY | NEUTRAL.keys(), "lora": LORA, "prefix": PREFIX, "prompt_tuning": PROMPT}[kind]
     for key, value in config.items():
         if key in NEUTRAL and kind == "bottleneck" and value not in NEUTRAL[key]:
             yield f"{key} = {value!r}: only {NEUTRAL[key][0]!r} can be read"
@@ -251,7 +256,36 @@ def _prefix(file: HubFile) -> Read:
     return method, tensors
 
 
-READERS: dict[str, Callable[[HubFile], Read]] = {"bottleneck": _bottleneck, "lora": _lora, "prefix": _prefix}
+def _prompt(file: HubFile) -> Read:
+    """Virtual tokens behind the embeddings."""
+    combine, length = str(file.config.get("combine", "prefix")), int(file.config.get("prompt_length", 10))
+    if combine not in BEHIND:
+        file.wrong.append(f"combine = {combine!r}: onebase reads {', '.join(BEHIND)}")
+    method = Prompt(length=length, init="uniform", place="embedded", behind=BEHIND.get(combine, 0))
+    stack = file.modules.anatomy.stacks[0]
+    site = file.modules.anatomy.sites.get(f"{stack.name}/embedded")
+    if site is None:
+        file.wrong.append("prompts stand behind the embeddings' norm, for which this base has no module")
+        return method, {}
+    tensors = {}
+    for key, tensor in file.tensors.items():
+        if not PROMPTED.match(key) or tensors:
+            file.wrong.append(f"unexpected tensor {key} {tuple(tensor.shape)}: a prompt has one tensor")
+        elif tuple(tensor.shape) != (length, site.d_out):
+            file.wrong.append(f"{key}: shape {tuple(tensor.shape)}, this base needs {(length, site.d_out)}")
+        else:
+            tensors[f"deltas.{site.name}.embedding"] = tensor
+    if not file.tensors:
+        file.wrong.append("the file holds no tensor prompt_embedding.weight")
+    return method, tensors
+
+
+READERS: dict[str, Callable[[HubFile], Read]] = {
+    "bottleneck": _bottleneck,
+    "lora": _lora,
+    "prefix": _prefix,
+    "prompt_tuning": _prompt,
+}
 
 
 def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -263,6 +297,10 @@ def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> t
     if config.get("head_type") != "classification" or base.anatomy.model_type not in ENCODERS:
         file.wrong.append(f"head_type {config.get('head_type')!r} on {base.anatomy.model_type}: only classification "
                           "heads of encoders can be read")  # fmt: skip
+        return {}, {}
+    if file.config.get("architecture") == "prompt_tuning" and not BEHIND.get(str(file.config.get("combine", "prefix"))):
+        file.wrong.append("the head reads the state of the first virtual token (combine = 'prefix'), and heads here "
+                          f"read texts: without {HEAD_CONFIG} the prompt alone is read")  # fmt: skip
         return {}, {}
     layers, name = int(config.get("layers", 2)), str(raw.get("name"))
     activation = str(config.get("activation_function", "tanh"))

@@ -16,8 +16,9 @@ from onebase.methods.bottleneck import BottleneckDelta
 from onebase.methods.ia3 import ScaleDelta
 from onebase.methods.lora import LoRADelta
 from onebase.methods.prefix import PrefixDelta
+from onebase.methods.prompt import VirtualTokens
 from onebase.store.disk import write_file
-from onebase.store.interop.adapterhub_read import ACTIVATIONS, ENCODERS, HEAD, HEAD_CONFIG, TENSORS
+from onebase.store.interop.adapterhub_read import ACTIVATIONS, BEHIND, ENCODERS, HEAD, HEAD_CONFIG, TENSORS
 from onebase.store.interop.foreign import CONFIG
 from onebase.store.interop.modules import Modules
 from onebase.store.interop.peft_head import plain_linear
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Families whose bottlenecks hang in the output modules of BERT; others have modules of their own in the layer.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta-v2")
+PROMPTS = ("distilbert", "albert")  # families with prompts beside those
 LAYERS = {"gpt2": "h", "llama": "layers", "mistral": "layers", "distilbert": "transformer.layer"}
 
 
@@ -51,17 +53,19 @@ def write_adapterhub(base: Base, adapter: Adapter, folder: Path, head: bool = Tr
     name = adapter.name
     deltas = dict(adapter.module.fold().items())
     kinds = {type(delta) for delta in deltas.values()}
-    writers = {BottleneckDelta: _bottleneck, LoRADelta: _lora, ScaleDelta: _ia3, PrefixDelta: _prefix}
+    writers = {
+        BottleneckDelta: _bottleneck, LoRADelta: _lora, ScaleDelta: _ia3, PrefixDelta: _prefix, VirtualTokens: _prompt,
+    }  # fmt: skip
     if len(kinds) != 1 or next(iter(kinds)) not in writers:
         shown = ", ".join(sorted(kind.__name__.removesuffix("Delta") for kind in kinds))
         raise UnsupportedError(
             f"the AdapterHub library has no form here that computes {shown}: it is written bottlenecks without trained "
-            "norms, LoRA, IA3 of q, k, v and up, and prefixes"
+            "norms, LoRA, IA3 of q, k, v and up, prefixes, and prompts behind the embeddings"
         )
     headed = head and adapter.head is not None
     with torch.no_grad():
         config, tensors = writers[next(iter(kinds))](base, name, deltas)
-        heads = _head(base, adapter) if headed else None
+        heads = _head(base, adapter, config) if headed else None
     about = {"hidden_size": base.anatomy.hidden_size, "model_class": type(base.model).__name__, "model_name": base.id,
              "model_type": base.anatomy.model_type, "name": name, "version": "adapters.1.3.0"}  # fmt: skip
     _write(folder, TENSORS, CONFIG, tensors, {"config": config, **about})
@@ -187,8 +191,30 @@ def _prefix(base: Base, name: str, deltas: dict[str, Any]) -> tuple[dict[str, An
     return settings, {root + "control_trans": flat.reshape(-1)}
 
 
-def _head(base: Base, adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _prompt(base: Base, name: str, deltas: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    (delta,), kind = deltas.values(), base.anatomy.model_type
+    combine = {behind: combine for combine, behind in BEHIND.items()}
+    if not delta.embedded or delta.behind not in combine:
+        raise UnsupportedError(
+            "prompts of the AdapterHub library stand behind the embeddings' norm, and behind no token or one of the "
+            f"text; this one is place={'embedded' if delta.embedded else 'input'!r}, behind={delta.behind}: train "
+            "prompt(place='embedded')"
+        )
+    if kind not in (*BERT_LIKE, *PROMPTS):
+        raise UnsupportedError(f"where the AdapterHub library keeps prompts of {kind} is not known here")
+    tokens = delta.tokens()
+    settings = {"architecture": "prompt_tuning", "combine": combine[delta.behind], "prompt_length": len(tokens),
+                "prompt_init": "random_uniform", "prompt_init_text": None, "init_weights_seed": None}  # fmt: skip
+    return settings, {_spoken(base, "prompt_tuning") + f".prompt_tunings.{name}.prompt_embedding.weight": tokens}
+
+
+def _head(base: Base, adapter: Adapter, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return settings and tensors of a classification head, its standardisation folded in."""
+    if config.get("architecture") == "prompt_tuning" and not BEHIND[config["combine"]]:
+        raise UnsupportedError(
+            "heads of the AdapterHub library read the first token, which there is a virtual one: train prompt("
+            "place='embedded', behind=1), or export with head=False (--no-head)"
+        )
     head: nn.Module | None = adapter.head
     if adapter.task["kind"] != "classification" or base.anatomy.model_type not in ENCODERS:
         raise UnsupportedError(

@@ -298,6 +298,11 @@ def _norms(base: Base, adapter: Adapter, module: AdapterModule) -> Written:
 
 def _prompt(base: Base, adapter: Adapter, module: AdapterModule) -> Written:
     ((_, delta),) = module.items()
+    if delta.embedded or delta.behind:  # type: ignore[union-attr]
+        raise UnsupportedError(
+            "PEFT's prompts stand before the text, in front of the embeddings' positions and norm: it has no form of "
+            "prompt(place='embedded') or prompt(behind=...)"
+        )
     tokens = delta.tokens().cpu()  # type: ignore[union-attr]
     length, stacks = len(tokens), len(base.anatomy.stacks)
     if stacks > 1:  # PEFT keeps rows for the decoder, which it never reads
