@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -176,7 +177,10 @@ def _save(checkpoint: PassCheckpoint | None, members: Sequence[Member]) -> None:
 def micro_batches(
     jobs: Sequence[JobState], batches: Sequence[Sequence[int]], tokens: int, packed: bool = False
 ) -> list[list[Piece]]:
-    """Cut the effective batches of several jobs into shared micro-batches of similar lengths.
+    """Cut the effective batches of several jobs into shared micro-batches.
+
+    Padded rows are sorted by length, whatever their jobs. Where rows are computed without their padding, a job's rows
+    stay together, because every job more in a call is another small product at every site.
 
     Args:
         jobs: the jobs.
@@ -188,24 +192,49 @@ def micro_batches(
         Micro-batches; in each, every job's rows are one piece. Jobs whose loss couples rows have one of their own.
     """
     found: list[list[Piece]] = []
-    rows: list[tuple[int, int, int]] = []  # (length, job, row)
+    rows: list[Length] = []
     for number, (job, batch) in enumerate(zip(jobs, batches)):
         if get_task(job.adapter.task["kind"]).whole_batch:
             found += [[Piece(number, list(batch))]] if batch else []
         else:
             rows += [(len(job.train.rows[row].ids), number, row) for row in batch]
-    rows.sort()
-    start = 0
-    while start < len(rows):
-        stop, total = start + 1, rows[start][0]
-        while stop < len(rows):
-            total = total + rows[stop][0] if packed else rows[stop][0] * (stop + 1 - start)
-            if total > tokens:
-                break
-            stop += 1
+    for part in _by_job(rows, tokens) if packed else _by_length(rows, tokens):
         of: dict[int, list[int]] = {}
-        for _, number, row in rows[start:stop]:
+        for _, number, row in part:
             of.setdefault(number, []).append(row)
         found.append([Piece(number, of[number]) for number in sorted(of)])
-        start = stop
     return found
+
+
+Length = tuple[int, int, int]  # of a row: (tokens, job, row)
+
+
+def _by_length(rows: list[Length], tokens: int) -> list[list[Length]]:
+    """Return rows of similar lengths, `tokens` in all with their padding."""
+    parts: list[list[Length]] = []
+    for row in sorted(rows):
+        if not parts or row[0] * (len(parts[-1]) + 1) > tokens:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def _by_job(rows: list[Length], tokens: int) -> list[list[Length]]:
+    """Return rows with those of a job together, `tokens` in all: a job is cut where it must be, small parts share."""
+    parts: list[tuple[int, list[Length]]] = []  # of one job each
+    for _, own in groupby(sorted(rows, key=lambda row: (row[1], row)), key=lambda row: row[1]):
+        size, part = 0, []
+        for row in own:
+            if part and size + row[0] > tokens:
+                parts.append((size, part))
+                size, part = 0, []
+            size, part = size + row[0], [*part, row]
+        parts.append((size, part))
+    shared: list[tuple[int, list[Length]]] = []
+    for size, part in sorted(parts, key=lambda known: -known[0]):  # first fit, the largest first
+        place = next((i for i, (taken, _) in enumerate(shared) if taken + size <= tokens), None)
+        if place is None:
+            shared.append((size, part))
+        else:
+            shared[place] = shared[place][0] + size, shared[place][1] + part
+    return [part for _, part in shared]
