@@ -20,10 +20,10 @@ HEADS, WIDTH = 3, 4
 LENGTHS = [*([2] * CHUNK_ROWS), 3, 1, 7, 7, 5]  # a chunk without padding, and one with
 
 
-def packing_of(lengths: list[int]) -> Packing:
+def packing_of(lengths: list[int], multiple: int = 1) -> Packing:
     """Pack right-padded rows."""
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    packing = make_packing(mask, always=True)
+    packing = make_packing(mask, always=True, multiple=multiple)
     assert packing is not None
     return packing
 
@@ -108,6 +108,34 @@ def test_functions_that_do_more_are_found_out(tokenizer, monkeypatch) -> None:
         assert not is_plain(module, q, q, {"scaling": 0.3})
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_extra_tokens_get_nothing_and_give_nothing(causal) -> None:
+    packing, count = packing_of(LENGTHS, 32), sum(LENGTHS)
+    assert packing.tokens == 64 and packing.extra == 64 - count and sum(packing.lengths) == 64
+    parts = draw(torch.float64)
+    longer = [torch.cat([part, part.new_full((1, HEADS, packing.extra, WIDTH), 3.0)], 2) for part in parts]
+    weights = torch.randn(1, 64, HEADS, WIDTH, dtype=torch.float64)
+    found = attend_packed(*longer, packing, causal, 0.7)  # type: ignore[arg-type]
+    expected = by_row(*parts, causal, 0.7)
+    assert torch.allclose(found[:, :count], expected, atol=1e-12) and not found[:, count:].any()
+    one = torch.autograd.grad((found * weights).sum(), longer)
+    other = torch.autograd.grad((expected * weights[:, :count]).sum(), parts)
+    for a, b in zip(one, other):
+        assert torch.allclose(a[:, :, :count], b, atol=1e-12) and not a[:, :, count:].any()
+
+
+def test_extra_tokens_are_copies_that_nobody_reads() -> None:
+    packing = packing_of(LENGTHS, 32)
+    values = torch.arange(1.0, 1 + len(LENGTHS) * max(LENGTHS)).reshape(len(LENGTHS), -1)
+    packed = packing.pack(values)
+    assert packed.shape == (1, 64) and set(packed[0, sum(LENGTHS) - 1 :].tolist()) == {float(values[-1, LENGTHS[-1] - 1])}
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    assert torch.equal(packing.unpack(packed), values * mask)
+    assert all(chunk.mask.shape[1] % 4 == 0 for chunk in packing.chunks)
+    rows = torch.tensor([0, len(LENGTHS) - 1])
+    assert packing.of_rows(rows).tolist() == [0, 1, *range(sum(LENGTHS[:-1]), 64)]
+
+
 def test_training_uses_it_and_equals_the_modelling_file(tokenizer, monkeypatch) -> None:
     seen: list[int] = []
     original = attending.PackedAttention.apply
@@ -129,7 +157,7 @@ def test_training_uses_it_and_equals_the_modelling_file(tokenizer, monkeypatch) 
             found = base.states(batch, "a")
         with base.use("a"):
             expected = base.model(**batch).last_hidden_state
-        assert len(seen) == base.anatomy.layers and set(seen) == {22}
+        assert len(seen) == base.anatomy.layers and set(seen) == {32}  # 22, and the extra ones
         assert torch.allclose(found[real], expected[real], atol=1e-10)
         one = torch.autograd.grad(found[real].square().sum(), list(adapter.parameters()))
         other = torch.autograd.grad(expected[real].square().sum(), list(adapter.parameters()))

@@ -17,6 +17,8 @@ CPU_ROWS = 16
 # Tokens per forward in training where rows are packed, so that there is no padding: enough for the matrix products to
 # run at full speed, few enough for what a layer computes to stay in the cache. 512, 1024 and 2048 were alike.
 PACKED_TOKENS = 1024
+# What the number of packed tokens is a multiple of on a CPU, whose matrix products are compiled for each shape.
+PACKED_MULTIPLE = 32
 # Padded tokens of a micro-batch that several jobs share. On a CPU larger ones gain nothing: the matrices are long
 # enough. The others are guesses for cards with 16 GB and for laptops.
 SHARED_TOKENS = {"cpu": CPU_ROWS * 64, "cuda": 16384, "mps": 4096}
@@ -39,6 +41,11 @@ def give_back_memory() -> None:
 def packed_tokens(device: torch.device) -> int | None:
     """Return tokens per forward in training where rows are packed; None: as many as an optimizer step has."""
     return PACKED_TOKENS if device.type == "cpu" else None
+
+
+def packed_multiple(device: torch.device) -> int:
+    """Return what the number of tokens of packed rows is brought to a multiple of."""
+    return PACKED_MULTIPLE if device.type == "cpu" else 1
 
 
 def micro_rows(device: torch.device, asked: int) -> int:

@@ -160,6 +160,8 @@ def _packed(
             mask = _extend(mask, visible, q, k, causal, name)
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
         found.append(gather(original(module, q, k, v, mask, is_causal=False, **kw)[0], chunk))
+    if packing.extra:
+        found.append(found[0].new_zeros(packing.extra, *found[0].shape[1:]))
     return torch.cat(found)[None]
 
 

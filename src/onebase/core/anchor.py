@@ -25,6 +25,7 @@ from onebase.core.plan import Group, Plan, Routed, lower
 from onebase.core.route import Frame, Route, RouteContext, Runtime
 from onebase.core.site import Stack
 from onebase.core.trunk import INPUTS, LayerHook, Shared, Stage, Step, finish_stages, first_layer, steps_of
+from onebase.devices import packed_multiple
 from onebase.errors import RouteError, UnsupportedError
 
 CACHES = ("cache", "past_key_values")  # names of the KV cache: transformers 5.24 on, and before
@@ -168,7 +169,7 @@ class Anchor:
         mask = call.get("attention_mask")
         stages = self._stages(plan, steps, call, columns)
         if route.pack and self._may_pack(stages[-1].plan, call):
-            self._pack(plan, call)
+            self._pack(plan, call, len(stages) == 1 and plan.trunk is None)
         if len(stages) > 1:
             finish_stages(stages, mask)
         if plan.trunk is not None:
@@ -284,10 +285,13 @@ class Anchor:
                 return False
         return True
 
-    def _pack(self, plan: Plan, call: dict[str, Any]) -> None:
-        """Put the real tokens of all rows into one row; attention puts them apart again."""
+    def _pack(self, plan: Plan, call: dict[str, Any], alone: bool) -> None:
+        """Put the real tokens of all rows into one row; attention puts them apart again.
+
+        alone: nobody but this plan counts the tokens.
+        """
         mask = call["attention_mask"]
-        packing = make_packing(mask)
+        packing = make_packing(mask, multiple=packed_multiple(mask.device) if alone else 1)
         if packing is None:
             return
         position = call.get("position_ids")

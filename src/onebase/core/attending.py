@@ -32,6 +32,7 @@ class PackedAttention(torch.autograd.Function):
             p = scores.softmax(-1).to(q.dtype)
             _put(out, torch.bmm(p, v), chunk)
             kept += [q, k, v, p]
+        out[len(packing.real) :] = 0
         ctx.save_for_backward(*kept)
         ctx.packing, ctx.scale = packing, scale
         return out
@@ -51,6 +52,9 @@ class PackedAttention(torch.autograd.Function):
             for place, one, other in zip(found, (scores, scores.mT, p.mT), (k, q, g)):
                 if place is not None:
                     _put(place, torch.bmm(one, other), chunk)
+        for part in found:
+            if part is not None:
+                part[len(ctx.packing.real) :] = 0
         return *found, None, None, None
 
 

@@ -4,6 +4,11 @@ Texts of different lengths share a batch, so a third to two thirds of a padded b
 but attention is pointwise, so it may as well be computed on (1, n, d), the n real tokens of all rows one after the
 other. Attention alone puts rows side by side again, few at a time, because rows of similar length need little padding.
 Callers hand in padded rows and get padded rows back.
+
+A CPU's matrix products are compiled for each shape, and every batch has another number of tokens: a third of a
+millisecond and half a megabyte for each of a dozen products, again and again. So the last row may get a few more
+tokens (`extra`) that bring n to a round number. They repeat its last one, attend to nothing, and nobody reads them.
+What attention pads gets a round width too.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 8  # rows that attention computes together: fewer cost calls, more cost padding; rows come sorted
+WIDTH = 4  # what the columns of a chunk are a multiple of, where shapes are to repeat
 WORTH = 1.04  # padded over real tokens, from which packing pays for its indexing
 
 
@@ -25,7 +31,7 @@ class Chunk:
     Attributes:
         rows: (first, last + 1).
         tokens: their packed tokens, (first, last + 1).
-        mask: (b, t) real tokens when the rows are padded to the chunk's own longest one.
+        mask: (b, t) real tokens when the rows are padded to the chunk's own longest one, or a little more.
         fill: (b * t,) packed token, counted from the first of the chunk, in each place; padding repeats a token of its
             own row, so that no value of another row, NaN included, is ever near it.
         real: (n,) places of the packed tokens among the b * t; None where no place is padding.
@@ -45,8 +51,9 @@ class Packing:
     Attributes:
         rows, columns: B and T of the padded batch.
         real: (n,) places of the real tokens among the B * T, in order.
-        lengths: real tokens of each row.
+        lengths: packed tokens of each row: the real ones, and the extra ones of the last row.
         chunks: how attention takes the rows.
+        extra: packed tokens behind the real ones, copies of the last.
         masks: attention masks of the chunks, kept for the layers of one call.
     """
 
@@ -55,21 +62,23 @@ class Packing:
     real: Tensor
     lengths: tuple[int, ...]
     chunks: tuple[Chunk, ...]
+    extra: int = 0
     masks: dict[Any, list[Tensor | None]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
-        """n."""
-        return len(self.real)
+        """n, the extra ones among them."""
+        return len(self.real) + self.extra
 
     def pack(self, values: Tensor) -> Tensor:
-        """Return (1, n, ...), the real tokens of values (B, T, ...)."""
-        return values.flatten(0, 1).index_select(0, self.real)[None]
+        """Return (1, n, ...), the real tokens of values (B, T, ...), and the extra ones."""
+        taken = self.real if not self.extra else torch.cat([self.real, self.real[-1:].expand(self.extra)])
+        return values.flatten(0, 1).index_select(0, taken)[None]
 
     def unpack(self, values: Tensor) -> Tensor:
         """Return (B, T, ...) with zeros in padding, of values (1, n, ...)."""
         out = values.new_zeros(self.rows * self.columns, *values.shape[2:])
-        return out.index_copy(0, self.real, values[0]).unflatten(0, (self.rows, self.columns))
+        return out.index_copy(0, self.real, values[0, : len(self.real)]).unflatten(0, (self.rows, self.columns))
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """Return the packed tokens of some rows, row after row."""
@@ -80,12 +89,13 @@ class Packing:
         return first[rows].repeat_interleave(own) + within
 
 
-def make_packing(mask: Tensor, always: bool = False) -> Packing | None:
+def make_packing(mask: Tensor, always: bool = False, multiple: int = 1) -> Packing | None:
     """Return how to pack a batch, or None where little of it is padding.
 
     Args:
         mask: (B, T), true for real tokens.
         always: pack also where little is padding.
+        multiple: what the number of packed tokens is to be a multiple of.
     """
     real = mask.bool()
     lengths = real.sum(1).tolist()
@@ -94,14 +104,16 @@ def make_packing(mask: Tensor, always: bool = False) -> Packing | None:
     chunks, token = [], 0
     for start in range(0, len(lengths), CHUNK_ROWS):
         own = lengths[start : start + CHUNK_ROWS]
-        chunks.append(_chunk(start, token, own, mask.device))
+        chunks.append(_chunk(start, token, own, mask.device, WIDTH if multiple > 1 else 1))
         token += sum(own)
     place = real.flatten().nonzero()[:, 0]
-    return Packing(real.shape[0], real.shape[1], place, tuple(lengths), tuple(chunks))
+    extra = -token % multiple
+    lengths[-1] += extra
+    return Packing(real.shape[0], real.shape[1], place, tuple(lengths), tuple(chunks), extra)
 
 
-def _chunk(row: int, token: int, lengths: list[int], device: torch.device) -> Chunk:
-    count, width, total = len(lengths), max(lengths), sum(lengths)
+def _chunk(row: int, token: int, lengths: list[int], device: torch.device, multiple: int) -> Chunk:
+    count, width, total = len(lengths), -(-max(lengths) // multiple) * multiple, sum(lengths)
     length = torch.tensor(lengths, device=device)
     column = torch.arange(width, device=device)
     mask = column < length[:, None]  # (b, t)
