@@ -128,7 +128,8 @@ def test_extra_tokens_are_copies_that_nobody_reads() -> None:
     packing = packing_of(LENGTHS, 32)
     values = torch.arange(1.0, 1 + len(LENGTHS) * max(LENGTHS)).reshape(len(LENGTHS), -1)
     packed = packing.pack(values)
-    assert packed.shape == (1, 64) and set(packed[0, sum(LENGTHS) - 1 :].tolist()) == {float(values[-1, LENGTHS[-1] - 1])}
+    last = float(values[-1, LENGTHS[-1] - 1])
+    assert packed.shape == (1, 64) and set(packed[0, sum(LENGTHS) - 1 :].tolist()) == {last}
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     assert torch.equal(packing.unpack(packed), values * mask)
     assert all(chunk.mask.shape[1] % 4 == 0 for chunk in packing.chunks)
