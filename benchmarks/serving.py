@@ -3,6 +3,7 @@
     python benchmarks/serving.py                                   # everything, writes results/serving.json
     python benchmarks/serving.py --adapters 4 --seconds 3 --clients 4 --only lora --dry     # to try it
     python benchmarks/serving.py --only many                       # 1,000 adapters, memory for a tenth of them
+    python benchmarks/serving.py --dtype bfloat16                  # as the first, where the processor has bfloat16
     python benchmarks/serving.py --soak 30                         # half an hour of change and damage, see soak.py
 
 For each method, and for all four mixed, a store of adapters is made on the embedded base (random values: what they
@@ -14,7 +15,7 @@ answer does not matter, how long it takes does), a real server is started on it,
   the planned arrival to the answer, so that a request that had to wait to be sent has waited.
 
 Texts have 128 tokens and differ; which adapter is asked follows Zipf's law. "switching" is a server of the same kind
-around PEFT: LoRA of the same size, one request at a time, `set_adapter` before each.
+around PEFT: LoRA of the same size, in float32 always, one request at a time, `set_adapter` before each.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ MIXED, MANY = "mixed", "many"
 LOAD = 0.7
 TASK = {"kind": "classification", "labels": ["bad", "good"], "pooling": "mean", "max_length": 128}
 TOKENS, ZIPF, CHECKED = 128, 1.0, 4
+NEAR = {"float32": 1e-4, "bfloat16": 2e-2}  # most that a probability may differ from that of `base.predict`
 
 
 # -- what is served ----------------------------------------------------------------------------------------------------
@@ -233,8 +235,8 @@ def under_load(port: int, names: Sequence[str], texts: Sequence[str], args: Any,
     return found
 
 
-def check(base: Any, home: Path, port: int, names: Sequence[str], texts: Sequence[str]) -> float:
-    """Compare answers with `base.predict`; return the largest difference of a probability."""
+def check(base: Any, home: Path, port: int, names: Sequence[str], texts: Sequence[str], near: float) -> float:
+    """Compare answers with `base.predict` in float32; return the largest difference of a probability."""
     from onebase.store import Store
 
     async def asked() -> list[dict[str, Any]]:
@@ -249,7 +251,7 @@ def check(base: Any, home: Path, port: int, names: Sequence[str], texts: Sequenc
         wanted = base.predict(texts[0], name)[0].probabilities
         base.remove(name)
         worst = max(worst, *(abs(wanted[label] - answer["probabilities"][label]) for label in wanted))
-    assert worst < 1e-4, worst
+    assert worst < near, worst
     return worst
 
 
@@ -298,9 +300,9 @@ def switching_server(port: int, count: int) -> None:
 # -- the program -------------------------------------------------------------------------------------------------------
 
 
-def serve_words(port: int) -> list[str]:
+def serve_words(port: int, dtype: str = "float32") -> list[str]:
     """Return the command of a server of the embedded base."""
-    return ["-m", "onebase", "serve", "-b", "minilm", "--port", str(port)]
+    return ["-m", "onebase", "serve", "-b", "minilm", "--dtype", dtype, "--port", str(port)]
 
 
 def run(args: Any) -> dict[str, Any]:
@@ -335,8 +337,10 @@ def served(base: Any, home: Path, names: Sequence[str], texts: Sequence[str], ar
     """Start a server of the adapters in a store and measure it."""
     home.mkdir(exist_ok=True)
     port = free_port()
-    with running(serve_words(port), port, ONEBASE_HOME=str(home)):
-        found = {} if list(names) == ["base"] else {"worst_difference": check(base, home, port, names, texts)}
+    with running(serve_words(port, args.dtype), port, ONEBASE_HOME=str(home)):
+        found = {}
+        if list(names) != ["base"]:
+            found["worst_difference"] = check(base, home, port, names, texts, NEAR[args.dtype])
         return found | measure(port, names, texts, args)
 
 
@@ -353,7 +357,8 @@ def many(base: Any, home: Path, texts: Sequence[str], args: Any) -> dict[str, An
     names = make_store(base, home, list(METHODS.values()), 10 * args.adapters)
     held = sum(file.stat().st_size for file in home.rglob("*.safetensors")) / 10
     port = free_port()
-    with running([*serve_words(port), "--device-mb", str(max(1, round(held / 2**20)))], port, ONEBASE_HOME=str(home)):
+    words = [*serve_words(port, args.dtype), "--device-mb", str(max(1, round(held / 2**20)))]
+    with running(words, port, ONEBASE_HOME=str(home)):
         found = under_load(port, names, texts, args, 2 * args.seconds)
         tiers = get(port, "/v1/stats")["tiers"]
         loaded = [one["loaded_ms"] for one in get(port, "/v1/adapters")["data"] if one["loaded_ms"] is not None]
@@ -379,6 +384,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--only", choices=[MIXED, *METHODS, "switching", MANY])
+    parser.add_argument("--dtype", choices=list(NEAR), default="float32", help="of the base that serves")
     parser.add_argument("--dry", action="store_true", help="write no file")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--switching", type=int, metavar="PORT", help=argparse.SUPPRESS)
@@ -392,6 +398,7 @@ def main() -> None:
         "clients": args.clients,
         "tokens": TOKENS,
         "zipf": ZIPF,
+        "dtype": args.dtype,
     }
     if args.soak:
         from soak import soak
@@ -399,6 +406,8 @@ def main() -> None:
         result = {"soak": soak(args.soak, min(args.adapters, 12))}
     else:
         result = {"settings": settings, "methods": METHODS, "cases": run(args)}
+        if args.dtype != "float32":
+            result = {args.dtype: result}
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                "threads": os.environ.get("OMP_NUM_THREADS")}  # fmt: skip
     print(json.dumps(result, indent=2))
