@@ -124,6 +124,16 @@ def test_extra_tokens_get_nothing_and_give_nothing(causal) -> None:
         assert torch.allclose(a[:, :, :count], b, atol=1e-12) and not a[:, :, count:].any()
 
 
+def test_chunks_end_where_rows_become_of_another_kind() -> None:
+    mask = torch.arange(30) < torch.tensor([9, 9, 9, 9, 9, 9, 10, 10, 10, 10, 10, 30, 30])[:, None]
+    cuts = [(0, 3), (3, 6), (6, 11), (11, 13)]  # other prefixes, and a length beyond what half a chunk has
+    packing = make_packing(mask, kinds=[0, 0, 0, 5, 5, 5, 0, 0, 0, 0, 0, 0, 0])
+    assert packing is not None and [chunk.rows for chunk in packing.chunks] == cuts
+    assert all(chunk.real is None for chunk in packing.chunks)  # so no mask is needed
+    plain = make_packing(mask)
+    assert plain is not None and [chunk.rows for chunk in plain.chunks] == [(0, 8), (8, 13)]
+
+
 def test_extra_tokens_are_copies_that_nobody_reads() -> None:
     packing = packing_of(LENGTHS, 32)
     values = torch.arange(1.0, 1 + len(LENGTHS) * max(LENGTHS)).reshape(len(LENGTHS), -1)
@@ -132,7 +142,7 @@ def test_extra_tokens_are_copies_that_nobody_reads() -> None:
     assert packed.shape == (1, 64) and set(packed[0, sum(LENGTHS) - 1 :].tolist()) == {last}
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     assert torch.equal(packing.unpack(packed), values * mask)
-    assert all(chunk.mask.shape[1] % 4 == 0 for chunk in packing.chunks)
+    assert all(chunk.mask.shape[1] % 4 == 0 for chunk in packing.chunks if chunk.real is not None)
     rows = torch.tensor([0, len(LENGTHS) - 1])
     assert packing.of_rows(rows).tolist() == [0, 1, *range(sum(LENGTHS[:-1]), 64)]
 

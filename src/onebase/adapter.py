@@ -51,7 +51,7 @@ class Adapter:
     def bind(self) -> None:
         """Make the core see the module's deltas (again after folding)."""
         deltas = dict(self.module.items())
-        self.routed.module, self.routed.deltas = self.module, deltas
+        self.routed.module, self.routed.deltas, self.routed.added = self.module, deltas, None
         self.routed.has_kv = any(isinstance(d, KVDelta) for d in deltas.values())
         self.routed.shift = {
             name.split("/")[0]: d.shift for name, d in deltas.items() if isinstance(d, KVDelta) and d.shift

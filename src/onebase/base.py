@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -528,7 +529,17 @@ class Base:
         same = [first.setdefault(_content(names[i], row), place) for place, (i, row) in enumerate(flat)]
         shared: dict[tuple, int] = {}  # the same tokens under several adapters share what is below their first deltas
         texts_of = [shared.setdefault(_content(None, row), place) for place, (_, row) in enumerate(flat)]
-        order = sorted(first.values(), key=lambda i: (len(flat[i][1].ids), texts_of[i]))
+        often = Counter(texts_of[i] for i in first.values())
+
+        def place_of(i: int) -> tuple[int, int, int, str]:
+            """Sort by length; among equal texts by text, among others by what an adapter adds, and by adapter."""
+            name, length = names[flat[i][0]], len(flat[i][1].ids)
+            if often[texts_of[i]] > 1:
+                return length, 0, texts_of[i], name or ""
+            tokens, columns = (0, 0) if name is None else self.adapters[name].routed.adds()
+            return length + tokens, columns, -1, name or ""
+
+        order = sorted(first.values(), key=place_of)
         values: list[Tensor | None] = [None] * len(flat)
         with torch.no_grad():
             for start in range(0, len(order), batch_size):

@@ -106,7 +106,7 @@ def _attend(
     plan = runtime.plan
     prefix = _gather(plan, entry[1], key) if plan is not None and plan.has_kv else None
     if plan is not None and plan.packing is not None:
-        shown = None if prefix is None else (*prefix[:2], _visible(plan, prefix[2], key))
+        shown = None if prefix is None else (*prefix[:2], [[*prefix[2], 0][number] for number in plan.numbers])
         return _packed(name, plan.packing, shown, module, query, key, value, **kw), None
     if prefix is None:
         return original(module, query, key, value, mask, **kw)
@@ -135,14 +135,17 @@ def _causal(module: nn.Module, kw: dict[str, Any]) -> bool:
 def _packed(
     name: str,
     packing: Packing,
-    prefix: tuple[Tensor, Tensor, Tensor] | None,
+    prefix: tuple[Tensor, Tensor, list[int]] | None,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     **kw: Any,
 ) -> Tensor:
-    """Return the attention of packed tokens (1, heads, n, head dim), a few rows at a time: (1, n, heads, head dim)."""
+    """Return the attention of packed tokens (1, heads, n, head dim), a few rows at a time: (1, n, heads, head dim).
+
+    prefix: keys and values (B, heads, P, head dim) of all rows, and how many columns each row has.
+    """
     original, causal = _original(name, module), _causal(module, kw)
     if prefix is None and name == "eager" and _learns(query, key, value) and is_plain(module, query, key, kw):
         if torch.is_autocast_enabled(query.device.type):  # as it would cast the products
@@ -155,9 +158,13 @@ def _packed(
     found = []
     for chunk, mask in zip(packing.chunks, packing.masks[memo]):
         q, k, v = (spread(values, chunk) for values in (query, key, value))
-        if prefix is not None:
-            keys, values, visible = (part[slice(*chunk.rows)] for part in prefix)
-            mask = _extend(mask, visible, q, k, causal, name)
+        own = [] if prefix is None else prefix[2][slice(*chunk.rows)]
+        width = max(own, default=0)
+        if prefix is not None and width:
+            keys, values = (part[slice(*chunk.rows), :, :width] for part in prefix[:2])
+            if mask is not None or causal or min(own) < width:
+                visible = torch.arange(width, device=k.device) < torch.tensor(own, device=k.device)[:, None]
+                mask = _extend(mask, visible, q, k, causal, name)
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
         found.append(gather(original(module, q, k, v, mask, is_causal=False, **kw)[0], chunk))
     if packing.extra:

@@ -291,7 +291,8 @@ class Anchor:
         alone: nobody but this plan counts the tokens.
         """
         mask = call["attention_mask"]
-        packing = make_packing(mask, multiple=packed_multiple(mask.device) if alone else 1)
+        multiple = packed_multiple(mask.device) if alone else 1
+        packing = make_packing(mask, multiple=multiple, kinds=plan.prefixed() if plan.has_kv else None)
         if packing is None:
             return
         position = call.get("position_ids")

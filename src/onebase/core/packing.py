@@ -13,6 +13,7 @@ What attention pads gets a round width too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ROWS = 8  # rows that attention computes together: fewer cost calls, more cost padding; rows come sorted
+JUMP = 8  # columns more than a row in front of it has: from there a chunk that has half its rows ends
 WIDTH = 4  # what the columns of a chunk are a multiple of, where shapes are to repeat
 WORTH = 1.04  # padded over real tokens, from which packing pays for its indexing
 
@@ -89,21 +91,24 @@ class Packing:
         return first[rows].repeat_interleave(own) + within
 
 
-def make_packing(mask: Tensor, always: bool = False, multiple: int = 1) -> Packing | None:
+def make_packing(
+    mask: Tensor, always: bool = False, multiple: int = 1, kinds: Sequence[int] | None = None
+) -> Packing | None:
     """Return how to pack a batch, or None where little of it is padding.
 
     Args:
         mask: (B, T), true for real tokens.
         always: pack also where little is padding.
         multiple: what the number of packed tokens is to be a multiple of.
+        kinds: of the rows; those of different kinds do not share a chunk. None: all are of one.
     """
     real = mask.bool()
     lengths = real.sum(1).tolist()
     if min(lengths) < 1 or (not always and len(lengths) * real.shape[1] < WORTH * sum(lengths)):
         return None
     chunks, token = [], 0
-    for start in range(0, len(lengths), CHUNK_ROWS):
-        own = lengths[start : start + CHUNK_ROWS]
+    for start, stop in _cuts(lengths, kinds or [0] * len(lengths)):
+        own = lengths[start:stop]
         chunks.append(_chunk(start, token, own, mask.device, WIDTH if multiple > 1 else 1))
         token += sum(own)
     place = real.flatten().nonzero()[:, 0]
@@ -112,8 +117,23 @@ def make_packing(mask: Tensor, always: bool = False, multiple: int = 1) -> Packi
     return Packing(real.shape[0], real.shape[1], place, tuple(lengths), tuple(chunks), extra)
 
 
+def _cuts(lengths: list[int], kinds: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) of the rows of each chunk: as many as are worth a call, of one kind and like lengths."""
+    start = 0
+    for row in range(1, len(lengths) + 1):
+        count = row - start
+        if row < len(lengths) and count < CHUNK_ROWS and kinds[row] == kinds[start]:
+            wider = lengths[row] - max(lengths[start:row])
+            if 2 * count < CHUNK_ROWS or wider < JUMP:
+                continue
+        yield start, row
+        start = row
+
+
 def _chunk(row: int, token: int, lengths: list[int], device: torch.device, multiple: int) -> Chunk:
-    count, width, total = len(lengths), -(-max(lengths) // multiple) * multiple, sum(lengths)
+    count, width, total = len(lengths), max(lengths), sum(lengths)
+    if min(lengths) < width:  # padded anyway
+        width = -(-width // multiple) * multiple
     length = torch.tensor(lengths, device=device)
     column = torch.arange(width, device=device)
     mask = column < length[:, None]  # (b, t)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onebase.core.bank import COPIES, PADDED, Bank, partition
-from onebase.core.contracts import AdapterModule, SiteDelta
+from onebase.core.contracts import AdapterModule, KVDelta, PromptDelta, SiteDelta
 from onebase.core.draw import Draw, Draws, Joined, drop
 from onebase.core.layout import Layout
 from onebase.core.packing import Packing
@@ -34,6 +34,16 @@ class Routed:
     positional: bool = False  # a delta reads where tokens are
     draw: Draw | None = None  # dropout of this job; None draws from torch's default generator
     first: dict[str, int] = field(default_factory=dict)  # stack name -> lowest layer touched, once asked
+    added: tuple[int, int] | None = None  # what `adds` returns, once asked
+
+    def adds(self) -> tuple[int, int]:
+        """Return how many virtual tokens and how many columns of keys this adapter adds to a row."""
+        if self.added is None:
+            with torch.no_grad():
+                tokens = [len(d.tokens()) for d in self.deltas.values() if isinstance(d, PromptDelta)]
+                columns = [len(d.kv()[0]) for d in self.deltas.values() if isinstance(d, KVDelta)]
+            self.added = max(tokens, default=0), max(columns, default=0)
+        return self.added
 
 
 @dataclass(eq=False)
@@ -134,6 +144,7 @@ class Plan:
         order: inverse permutation of [group rows ..., plain rows], when they are not contiguous.
         plain: rows without an adapter (index tensor), when not contiguous.
         layout: where virtual tokens went, or None.
+        numbers: the same as `row_group`, as a list.
         positions: (B, T) position of each token, for stacks whose position embedding counts columns, or None.
         caught: residual tensors of the layer being computed, by where they were caught.
         has_plain: some rows have no adapter.
@@ -154,6 +165,7 @@ class Plan:
     layout: Layout | None = None
     positions: Tensor | None = None
     row_group: Tensor | None = None  # (B,) index into groups, len(groups) for plain rows
+    numbers: list[int] = field(default_factory=list)
     has_kv: bool = False
     caught: dict[str, Tensor] = field(default_factory=dict)
     has_plain: bool = False
@@ -185,6 +197,11 @@ class Plan:
             place = torch.cat([*(g.rows for g in self.groups if g.rows is not None), self.plain])
             self.order = torch.empty_like(place)
             self.order[place] = torch.arange(len(place), device=place.device)
+
+    def prefixed(self) -> list[int]:
+        """Return the columns of each row's longest prefix."""
+        own = [*(group.adapter.adds()[1] for group in self.groups), 0]
+        return [own[number] for number in self.numbers]
 
     def apply(self, x: Tensor | None, h: Tensor, site: str) -> Tensor:
         """Apply every routed delta at `site` to its own rows.
@@ -375,7 +392,7 @@ def lower(
             order[row] = place
         plan.plain = torch.tensor(plain, dtype=torch.long, device=device)
         plan.order = torch.tensor(order, device=device)
-    plan.row_group = torch.tensor(by_row, device=device)
+    plan.row_group, plan.numbers = torch.tensor(by_row, device=device), by_row
     return plan
 
 
