@@ -1,7 +1,7 @@
 """Training beside other libraries: time, memory and accuracy on the same rows, steps and base.
 
-    OMP_NUM_THREADS=1 python benchmarks/peers.py --data DATA --quick --hub ~/hub-env      # some minutes
-    OMP_NUM_THREADS=1 python benchmarks/peers.py --data DATA --hub ~/hub-env --epochs 3   # hours: accuracy as well
+    python benchmarks/peers.py --data DATA --quick --hub ~/hub-env --threads 2      # some minutes
+    python benchmarks/peers.py --data DATA --hub ~/hub-env --threads 2 --epochs 3   # hours: accuracy as well
 
 Who: onebase; PEFT with the Trainer of transformers, as its users start it (float32, batches in random order, padded to
 their longest row) and tuned (bfloat16 autocast, lengths grouped); AdapterHub's `adapters` with its AdapterTrainer, in

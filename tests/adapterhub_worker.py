@@ -30,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "prefix": adapters.PrefixTuningConfig(flat=True, prefix_length=5),
         "prompt": adapters.PromptTuningConfig(prompt_length=4),
         "prompt_after": adapters.PromptTuningConfig(prompt_length=3, combine="prefix_after_bos"),
+        "headed_first": adapters.PromptTuningConfig(prompt_length=3),
         "headed_prompt": adapters.PromptTuningConfig(prompt_length=3, combine="prefix_after_bos"),
         "headed": adapters.SeqBnConfig(reduction_factor=4),
     },

@@ -238,15 +238,18 @@ def test_lora_ia3_and_prefix(tmp_path):
             assert gap(before, states(base, f"{name}-again")) <= EQUAL
 
 
-def prompted(model: Any, tokens: Tensor, behind: int) -> Tensor:
-    """States of the texts when virtual tokens stand behind the embeddings' norm; the texts keep their positions."""
+def prompted(model: Any, tokens: Tensor, behind: int, keep: bool = False) -> Tensor:
+    """States of the texts when virtual tokens stand behind the embeddings' norm; the texts keep their positions.
+
+    keep: the virtual tokens' too.
+    """
     with torch.no_grad():
         states = model.embeddings(input_ids=ids())
         states = torch.cat([states[:, :behind], tokens.expand(2, -1, -1), states[:, behind:]], 1)
         for layer in model.encoder.layer:
             out = layer(states)
             states = out[0] if isinstance(out, tuple) else out
-    return torch.cat([states[:, :behind], states[:, behind + len(tokens) :]], 1)
+    return states if keep else torch.cat([states[:, :behind], states[:, behind + len(tokens) :]], 1)
 
 
 @pytest.mark.parametrize(("combine", "behind"), [("prefix", 0), ("prefix_after_bos", 1)])
@@ -260,10 +263,21 @@ def test_prompts_stand_behind_the_embeddings(combine, behind, tmp_path):
     settings = {"head_type": "classification", "layers": 2, "activation_function": "tanh", "num_labels": 3}
     folder = write(tmp_path / "in", config, {key: tokens}, head=(settings, head))
     with Base(model) as base:
-        if not behind:  # its head reads a virtual token
-            with pytest.raises(MismatchError, match="first virtual token"):
-                base.import_adapter(folder, name="N")
-            (folder / "head_config.json").unlink()
+        adapter = base.import_adapter(folder, name="N")
+        longer = prompted(model, tokens, behind, keep=True)  # the head reads its first token, virtual or not
+        inner = torch.tanh(F.linear(longer[:, 0], head["heads.N.1.weight"], head["heads.N.1.bias"]))
+        expected = F.linear(inner, head["heads.N.4.weight"], head["heads.N.4.bias"])
+        batch = {"input_ids": ids(), "attention_mask": torch.ones_like(ids())}
+        assert adapter.method.leads == (not behind)
+        with torch.no_grad():
+            assert gap(expected, torch.stack(list(base.outputs(batch, ["N", "N"])))) <= EQUAL
+        base.export("N", tmp_path / "headed", to="adapterhub")
+        base.import_adapter(tmp_path / "headed", name="headed-again")
+        with torch.no_grad():  # a mixed batch
+            assert gap(expected, torch.stack(list(base.outputs(batch, ["headed-again", "N"])))) <= EQUAL
+        assert gap(states(base, "headed-again"), states(base, "N")) == 0
+        base.remove("N")
+        (folder / "head_config.json").unlink()
         base.import_adapter(folder, name="N")
         assert gap(prompted(model, tokens, behind), states(base, "N")) <= EQUAL
         base.export("N", tmp_path / "out", to="adapterhub")
@@ -276,7 +290,7 @@ def test_prompts_stand_behind_the_embeddings(combine, behind, tmp_path):
             with pytest.raises(UnsupportedError, match=words):
                 base.export(name, tmp_path / "no", to=to)
         base.add("headed", "prompt(length=2, init='uniform', place='embedded')", task=TASK)
-        with pytest.raises(UnsupportedError, match="behind=1"):
+        with pytest.raises(UnsupportedError, match="leads=True"):
             base.export("headed", tmp_path / "no", to="adapterhub")
 
 

@@ -48,7 +48,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"length": 5, "init": "text", "text": "the old bridge"},
         {"length": 3, "init": "vocabulary", "mlp": 6},
         {"length": 4},
-        {"length": 3, "place": "embedded"},
+        {"length": 3, "place": "embedded", "leads": True},
         {"length": 2, "init": "uniform", "mlp": 4, "place": "embedded", "behind": 1},
         {"length": 2, "init": "vocabulary", "behind": 1},
     ),

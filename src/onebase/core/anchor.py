@@ -361,6 +361,8 @@ class Anchor:
             self._continue(plan, memo, lengths, call, mask, columns)
             return
         layout = plan.layout = make_layout(lengths, mask, columns, self.stack.causal, self._of_rows(plan, behind))
+        leads = [delta is not None and delta.leads for delta in deltas]
+        layout.leads = self._of_rows(plan, [int(own) for own in leads]).bool() if any(leads) else None
         plan.strip = not self.stack.feeds or route.strip
         real = lengths.new_ones(plan.batch, columns) if mask is None else mask
         call["attention_mask"] = layout.spread_mask(real)

@@ -107,10 +107,12 @@ class PromptDelta(nn.Module):
     Attributes:
         embedded: they stand among what the embeddings return, behind positions and norms: texts keep their positions.
         behind: real tokens of each row that stay in front of them.
+        leads: callers get the state of the first of them in place of their own first token's.
     """
 
     embedded: bool = False
     behind: int = 0
+    leads: bool = False
 
     def tokens(self) -> Tensor:
         """Return the virtual tokens, (P, D), in the space of the embedded input."""

@@ -24,6 +24,7 @@ class Layout:
         start: (B,) s_i, the column before which the virtual tokens go: each row's first real one, or a later one.
         offset: (B,) dead columns on the left.
         columns: T, columns of the original call.
+        leads: (B,) rows that get the state of their first virtual token as their first token's, or None.
     """
 
     lengths: Tensor
@@ -31,6 +32,7 @@ class Layout:
     start: Tensor
     offset: Tensor
     columns: int
+    leads: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -40,7 +42,8 @@ class Layout:
     def take(self, rows: Tensor) -> Layout:
         """Return the layout of some rows, which may repeat."""
         lengths, start, offset = (values.index_select(0, rows) for values in (self.lengths, self.start, self.offset))
-        return Layout(lengths, self.width, start, offset, self.columns)
+        leads = None if self.leads is None else self.leads.index_select(0, rows)
+        return Layout(lengths, self.width, start, offset, self.columns, leads)
 
     def where(self) -> Tensor:
         """Return (B, T): the new column of each original column."""
@@ -95,6 +98,9 @@ class Layout:
     def gather(self, values: Tensor, dim: int = 1) -> Tensor:
         """Return the original columns of `values`, (B, ..., T + Pmax, ...) along `dim`."""
         place = self.where()
+        if self.leads is not None:
+            first = torch.arange(self.columns, device=place.device) == self.start[:, None]
+            place = place - torch.where(first & self.leads[:, None], self.lengths[:, None], 0)
         if dim == 1:
             flat = (place + torch.arange(self.rows, device=place.device)[:, None] * values.shape[1]).flatten()
             return values.flatten(0, 1).index_select(0, flat).reshape(*place.shape, *values.shape[2:])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,10 @@ COMMON = 5000  # most common tokens that vocabulary initialisation samples from 
 class VirtualTokens(PromptDelta):
     """Learned embeddings."""
 
-    def __init__(self, start: Tensor, embedded: bool = False, behind: int = 0):
+    def __init__(self, start: Tensor, embedded: bool = False, behind: int = 0, leads: bool = False):
         super().__init__()
         self.embedding = nn.Parameter(start)  # (P, D)
-        self.embedded, self.behind = embedded, behind
+        self.embedded, self.behind, self.leads = embedded, behind, leads
 
     def tokens(self) -> Tensor:
         """Return the parameters."""
@@ -44,8 +44,8 @@ class VirtualTokens(PromptDelta):
 class EncodedTokens(VirtualTokens):
     """Embeddings plus a two-layer MLP of them; the MLP's last layer starts at zero."""
 
-    def __init__(self, start: Tensor, hidden: int, generator: torch.Generator, embedded: bool = False, behind: int = 0):
-        super().__init__(start, embedded, behind)
+    def __init__(self, start: Tensor, hidden: int, generator: torch.Generator, *where: Any):
+        super().__init__(start, *where)
         width = start.shape[1]
         self.inner = nn.Parameter(torch.randn(hidden, width, generator=generator) / width**0.5)
         self.inner_bias = nn.Parameter(torch.zeros(hidden))
@@ -65,7 +65,7 @@ class PromptModule(AdapterModule):
         with torch.no_grad():
             return AdapterModule(
                 {
-                    name: VirtualTokens(delta.tokens().clone(), delta.embedded, delta.behind)  # type: ignore[union-attr,arg-type]
+                    name: VirtualTokens(delta.tokens().clone(), delta.embedded, delta.behind, delta.leads)  # type: ignore[union-attr,arg-type]
                     for name, delta in self.items()
                 }
             )
@@ -91,6 +91,7 @@ class Prompt(Method):
         mlp: width of a training-time MLP (P-tuning), 0 for none.
         place: 'input', or 'embedded': behind the positions and the norm of the embeddings, without a position.
         behind: real tokens of a text that stay in front of the virtual ones: 1 leaves CLS or BOS the first.
+        leads: what reads the first token, a pooled head, reads the first virtual one, as heads of AdapterHub do.
     """
 
     name: ClassVar[str] = "prompt"
@@ -103,6 +104,7 @@ class Prompt(Method):
     mlp: int = 0
     place: Literal["input", "embedded"] = "input"
     behind: int = 0
+    leads: bool = False
 
     def __post_init__(self) -> None:
         check(1 <= self.length <= 1024, "prompt.length", self.length, "1 to 1024")
@@ -117,6 +119,7 @@ class Prompt(Method):
         check(0 <= self.mlp <= 8192, "prompt.mlp", self.mlp, "0 to 8192")
         check(self.place in ("input", "embedded"), "prompt.place", self.place, "input or embedded")
         check(0 <= self.behind <= 16, "prompt.behind", self.behind, "0 to 16")
+        check(not (self.leads and self.behind), "prompt.leads", self.leads, "false where behind is not 0")
 
     def select(self, sites: Sequence[Site]) -> list[Site]:
         """Return the embeddings of the first stack: the encoder of an encoder-decoder."""
@@ -133,7 +136,7 @@ class Prompt(Method):
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Build the virtual tokens."""
-        site, where = sites[0], (self.place == "embedded", self.behind)
+        site, where = sites[0], (self.place == "embedded", self.behind, self.leads)
         start = self._start(site.d_out, init)
         if site.kind == "embedded" and self.init != "uniform":
             start = embedded(site.module, start)

@@ -86,10 +86,10 @@ class JoinedPrompt(PromptDelta):
 
     def __init__(self, deltas: Sequence[PromptDelta]):
         super().__init__()
-        if len({delta.behind for delta in deltas}) > 1:
-            raise ConfigError("prompts behind different numbers of tokens (behind=) cannot share a text")
+        if len({(delta.behind, delta.leads) for delta in deltas}) > 1:
+            raise ConfigError("prompts with different settings of behind or leads cannot share a text")
         self.chain = tuple(deltas)
-        self.embedded, self.behind = deltas[0].embedded, deltas[0].behind
+        self.embedded, self.behind, self.leads = deltas[0].embedded, deltas[0].behind, deltas[0].leads
 
     def tokens(self) -> Tensor:
         """Return all virtual tokens, (P1 + P2 + ..., D)."""

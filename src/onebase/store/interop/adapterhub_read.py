@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,8 @@ def read_adapterhub(folder: Path, base: Base, labels: Sequence[str] = ()) -> For
     file = HubFile(config, read_tensors(folder, TENSORS, PICKLE, most_bytes(base)), Modules(base))
     method, tensors = READERS[kind](file)
     task, head = _head(folder, base, tuple(labels), file)
+    if head and isinstance(method, Prompt):  # the library's head reads the first token of the longer row
+        method = replace(method, leads=not method.behind)
     refuse(f"{folder} does not fit this base ({base.id})", file.wrong)
     return Foreign(
         format="adapterhub", method=method, task=task, tensors={k: t.float() for k, t in (tensors | head).items()},
@@ -297,10 +299,6 @@ def _head(folder: Path, base: Base, labels: tuple[str, ...], file: HubFile) -> t
     if config.get("head_type") != "classification" or base.anatomy.model_type not in ENCODERS:
         file.wrong.append(f"head_type {config.get('head_type')!r} on {base.anatomy.model_type}: only classification "
                           "heads of encoders can be read")  # fmt: skip
-        return {}, {}
-    if file.config.get("architecture") == "prompt_tuning" and not BEHIND.get(str(file.config.get("combine", "prefix"))):
-        file.wrong.append("the head reads the state of the first virtual token (combine = 'prefix'), and heads here "
-                          f"read texts: without {HEAD_CONFIG} the prompt alone is read")  # fmt: skip
         return {}, {}
     layers, name = int(config.get("layers", 2)), str(raw.get("name"))
     activation = str(config.get("activation_function", "tanh"))

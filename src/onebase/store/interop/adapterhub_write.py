@@ -65,7 +65,7 @@ def write_adapterhub(base: Base, adapter: Adapter, folder: Path, head: bool = Tr
     headed = head and adapter.head is not None
     with torch.no_grad():
         config, tensors = writers[next(iter(kinds))](base, name, deltas)
-        heads = _head(base, adapter, config) if headed else None
+        heads = _head(base, adapter) if headed else None
     about = {"hidden_size": base.anatomy.hidden_size, "model_class": type(base.model).__name__, "model_name": base.id,
              "model_type": base.anatomy.model_type, "name": name, "version": "adapters.1.3.0"}  # fmt: skip
     _write(folder, TENSORS, CONFIG, tensors, {"config": config, **about})
@@ -208,12 +208,13 @@ def _prompt(base: Base, name: str, deltas: dict[str, Any]) -> tuple[dict[str, An
     return settings, {_spoken(base, "prompt_tuning") + f".prompt_tunings.{name}.prompt_embedding.weight": tokens}
 
 
-def _head(base: Base, adapter: Adapter, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _head(base: Base, adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return settings and tensors of a classification head, its standardisation folded in."""
-    if config.get("architecture") == "prompt_tuning" and not BEHIND[config["combine"]]:
+    prompts = [delta for _, delta in adapter.module.items() if isinstance(delta, VirtualTokens)]
+    if any(not delta.behind and not delta.leads for delta in prompts):
         raise UnsupportedError(
             "heads of the AdapterHub library read the first token, which there is a virtual one: train prompt("
-            "place='embedded', behind=1), or export with head=False (--no-head)"
+            "place='embedded', leads=True) or behind=1, or export with head=False (--no-head)"
         )
     head: nn.Module | None = adapter.head
     if adapter.task["kind"] != "classification" or base.anatomy.model_type not in ENCODERS:

@@ -298,10 +298,10 @@ def _norms(base: Base, adapter: Adapter, module: AdapterModule) -> Written:
 
 def _prompt(base: Base, adapter: Adapter, module: AdapterModule) -> Written:
     ((_, delta),) = module.items()
-    if delta.embedded or delta.behind:  # type: ignore[union-attr]
+    if delta.embedded or delta.behind or delta.leads:  # type: ignore[union-attr]
         raise UnsupportedError(
             "PEFT's prompts stand before the text, in front of the embeddings' positions and norm: it has no form of "
-            "prompt(place='embedded') or prompt(behind=...)"
+            "prompt(place='embedded'), behind=... or leads=True"
         )
     tokens = delta.tokens().cpu()  # type: ignore[union-attr]
     length, stacks = len(tokens), len(base.anatomy.stacks)
