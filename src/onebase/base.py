@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 Names = str | None | Sequence[str | None]
 AdapterNames = Names | Composition | Sequence[str | Composition | None]
+SHARES = 0.8  # distinct texts over rows, up to which layers below the first deltas are worth being shared
 
 
 class Base:
@@ -545,8 +546,10 @@ class Base:
             for start in range(0, len(order), batch_size):
                 part = order[start : start + batch_size]
                 distinct = list(dict.fromkeys(texts_of[i] for i in part))
-                rows_of = None if len(distinct) == len(part) else [distinct.index(texts_of[i]) for i in part]
-                batch = collate([flat[i][1].bare for i in distinct], pad_id(self.tokenizer), device=self.device)
+                shares = len(distinct) <= SHARES * len(part)
+                rows_of = [distinct.index(texts_of[i]) for i in part] if shares else None
+                own = [flat[i][1].bare for i in (distinct if shares else part)]
+                batch = collate(own, pad_id(self.tokenizer), device=self.device)
                 for i, value in zip(part, self.outputs(batch, [names[flat[i][0]] for i in part], rows_of)):
                     values[i] = value
         found: list[list[Tensor]] = [[] for _ in texts]
