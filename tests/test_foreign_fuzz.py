@@ -70,10 +70,11 @@ def originals(base: Base, tmp_path_factory) -> list[Path]:
     task = {"kind": "classification", "labels": ["a", "b"], "pooling": "first", "max_length": 60, "template": "",
             "pair": False, "head": {"hidden": 32, "activation": "tanh"}}  # fmt: skip
     for name, method, to in (("hub", "bottleneck(preset='pfeiffer', norms=False)", "adapterhub"),
+                             ("virtual", "prompt(length=3, place='embedded', leads=True)", "adapterhub"),
                              ("headed", "lora(rank=2)", "peft")):  # fmt: skip
         adapter = base.add(name, method, task=task)
         checks.disturb(adapter.module, 1)
-        base.export(name, root / name, to=to, head=name == "hub")
+        base.export(name, root / name, to=to, head=to == "adapterhub")
         base.remove(name)
     found = sorted(root.iterdir())
     for folder in found:
