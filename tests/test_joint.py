@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import onebase as ob
+from onebase.encode import Encoded
 from onebase.errors import ConfigError
 from onebase.store import Store
+from onebase.tasks import Examples
 from onebase.training import Failed
 from onebase.training.joint import micro_batches
 from onebase.training.loop import Reporter
@@ -154,7 +156,7 @@ def test_micro_batches_hold_every_row_once(base) -> None:
         def __init__(self, lengths: list[int], kind: str = "classification"):
             from types import SimpleNamespace
 
-            self.train = SimpleNamespace(rows=[SimpleNamespace(ids=range(n)) for n in lengths])
+            self.train = Examples(tuple(Encoded(tuple(range(n))) for n in lengths))
             self.adapter = SimpleNamespace(task={"kind": kind})
 
     lengths = [[3, 50, 7, 7], [8, 2, 90], [5]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onebase.core.contracts import Delta, KVDelta
 from onebase.core.quantized import kind_of
-from onebase.core.site import Site
+from onebase.core.site import TOKENS, Site
 from onebase.errors import OnebaseError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _ordered(base: Base, adapter: Adapter) -> list[tuple[Site, Delta]]:
         site = base.anatomy.sites[name]
         if not isinstance(delta, Delta) or site.kind not in ORDER:
             what = "keys and values of attention" if isinstance(delta, KVDelta) else f"a change at {name}"
-            if site.kind in ("embeddings", "embedded", "tokens"):
+            if site.kind in TOKENS:
                 what = "tokens of the input"
             raise UnsupportedError(
                 f"{adapter.method.shorthand()} adds {what}, which no weight of the base holds: it cannot be merged"

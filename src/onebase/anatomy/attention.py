@@ -106,7 +106,7 @@ def _attend(
     plan = runtime.plan
     prefix = _gather(plan, entry[1], key) if plan is not None and plan.has_kv else None
     if plan is not None and plan.packing is not None:
-        shown = None if prefix is None else (*prefix[:2], [[*prefix[2], 0][number] for number in plan.numbers])
+        shown = None if prefix is None else (*prefix[:2], plan.of_rows(prefix[2]))
         return _packed(name, plan.packing, shown, module, query, key, value, **kw), None
     if prefix is None:
         return original(module, query, key, value, mask, **kw)

@@ -21,7 +21,7 @@ from onebase.core.checkpoint import ATTRIBUTE, CHECKPOINTED, unwrap_checkpoints
 from onebase.core.groupwise import PerGroup
 from onebase.core.plan import Routed
 from onebase.core.route import Route, RouteContext, Runtime
-from onebase.core.site import Groupwise, Site
+from onebase.core.site import TOKENS, Groupwise, Site
 from onebase.core.tap import Catch, InputTap, Tap
 from onebase.errors import UnsupportedError
 
@@ -101,7 +101,7 @@ class Installation:
             elif site.kind == "input":
                 if site.path not in self.inputs:
                     self.inputs[site.path] = InputTap(site.module, self.runtime, site)
-            elif site.kind not in ("embeddings", "embedded", "tokens"):  # the anchor embeds
+            elif site.kind not in TOKENS:  # the anchor embeds
                 self._tap(site)
 
     def _tap(self, site: Site) -> None:

@@ -388,7 +388,7 @@ class Anchor:
     def _of_rows(plan: Plan, of_groups: list[int]) -> Tensor:
         """Return a number per row, (B,), from one per group; rows of no group have 0."""
         assert plan.row_group is not None
-        return torch.tensor([*of_groups, 0], device=plan.row_group.device)[plan.row_group]
+        return torch.tensor(plan.of_rows(of_groups), device=plan.row_group.device)
 
     def _virtual_lengths(self, plan: Plan, virtual: list[Tensor | None]) -> Tensor:
         """Return how many virtual tokens each row has, (B,)."""

@@ -200,7 +200,11 @@ class Plan:
 
     def prefixed(self) -> list[int]:
         """Return the columns of each row's longest prefix."""
-        own = [*(group.adapter.adds()[1] for group in self.groups), 0]
+        return self.of_rows([group.adapter.adds()[1] for group in self.groups])
+
+    def of_rows(self, of_groups: Sequence[int]) -> list[int]:
+        """Return a number per row, from one per group; rows of no group have 0."""
+        own = [*of_groups, 0]
         return [own[number] for number in self.numbers]
 
     def apply(self, x: Tensor | None, h: Tensor, site: str) -> Tensor:

@@ -15,6 +15,7 @@ from onebase.core.quantized import dequantized, kind_of
 from onebase.errors import UnsupportedError
 
 SiteKind = Literal["linear", "input", "exit", "norm", "block", "kv", "embeddings", "embedded", "tokens"]
+TOKENS: tuple[SiteKind, ...] = ("embeddings", "embedded", "tokens")  # kinds that change what layers are given
 
 
 @dataclass(frozen=True)

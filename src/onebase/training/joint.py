@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,13 +191,14 @@ def micro_batches(
         Micro-batches; in each, every job's rows are one piece. Jobs whose loss couples rows have one of their own.
     """
     found: list[list[Piece]] = []
-    rows: list[Length] = []
+    parts: list[list[Length]] = []  # of one job each
     for number, (job, batch) in enumerate(zip(jobs, batches)):
         if get_task(job.adapter.task["kind"]).whole_batch:
             found += [[Piece(number, list(batch))]] if batch else []
-        else:
-            rows += [(len(job.train.rows[row].ids), number, row) for row in batch]
-    for part in _by_job(rows, tokens) if packed else _by_length(rows, tokens):
+            continue
+        for rows in job.train.batches(sorted(batch), len(batch), tokens) if packed else [batch]:
+            parts.append([(len(job.train.rows[row].ids), number, row) for row in rows])
+    for part in _by_job(parts, tokens) if packed else _by_length(parts, tokens):
         of: dict[int, list[int]] = {}
         for _, number, row in part:
             of.setdefault(number, []).append(row)
@@ -209,29 +209,20 @@ def micro_batches(
 Length = tuple[int, int, int]  # of a row: (tokens, job, row)
 
 
-def _by_length(rows: list[Length], tokens: int) -> list[list[Length]]:
-    """Return rows of similar lengths, `tokens` in all with their padding."""
-    parts: list[list[Length]] = []
-    for row in sorted(rows):
-        if not parts or row[0] * (len(parts[-1]) + 1) > tokens:
-            parts.append([])
-        parts[-1].append(row)
-    return parts
+def _by_length(parts: Sequence[list[Length]], tokens: int) -> list[list[Length]]:
+    """Return the rows of all parts by similar lengths, `tokens` in all with their padding."""
+    found: list[list[Length]] = []
+    for row in sorted(row for part in parts for row in part):
+        if not found or row[0] * (len(found[-1]) + 1) > tokens:
+            found.append([])
+        found[-1].append(row)
+    return found
 
 
-def _by_job(rows: list[Length], tokens: int) -> list[list[Length]]:
-    """Return rows with those of a job together, `tokens` in all: a job is cut where it must be, small parts share."""
-    parts: list[tuple[int, list[Length]]] = []  # of one job each
-    for _, own in groupby(sorted(rows, key=lambda row: (row[1], row)), key=lambda row: row[1]):
-        size, part = 0, []
-        for row in own:
-            if part and size + row[0] > tokens:
-                parts.append((size, part))
-                size, part = 0, []
-            size, part = size + row[0], [*part, row]
-        parts.append((size, part))
+def _by_job(parts: Sequence[list[Length]], tokens: int) -> list[list[Length]]:
+    """Return parts of jobs, several in one where they fit into `tokens`: first fit, the largest first."""
     shared: list[tuple[int, list[Length]]] = []
-    for size, part in sorted(parts, key=lambda known: -known[0]):  # first fit, the largest first
+    for size, part in sorted(((sum(row[0] for row in part), part) for part in parts), key=lambda known: -known[0]):
         place = next((i for i, (taken, _) in enumerate(shared) if taken + size <= tokens), None)
         if place is None:
             shared.append((size, part))
