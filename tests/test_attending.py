@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import make
 from torch import Tensor
+from torch.nn import functional as F
 
 from onebase import Base
 from onebase.anatomy import attention
@@ -173,3 +174,46 @@ def test_training_uses_it_and_equals_the_modelling_file(tokenizer, monkeypatch) 
         one = torch.autograd.grad(found[real].square().sum(), list(adapter.parameters()))
         other = torch.autograd.grad(expected[real].square().sum(), list(adapter.parameters()))
         assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_whole_rows_is_that_of_the_fused_function(monkeypatch, dtype, near, masked) -> None:
+    """Cut into calls of two rows, the last one shorter; columns in front of the tokens are a prefix's."""
+    b, t, s = 5, 20, 23
+    monkeypatch.setattr(attending, "SCORES", 2 * HEADS * t * s)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(b, HEADS, n, WIDTH, generator=generator).to(dtype) for n in (t, s, s))
+    seen = torch.arange(s) < torch.tensor([s, 4, 9, 1, 17])[:, None, None, None] if masked else None
+    found = attending.attend(q, k, v, seen, 0.6)
+    expected = F.scaled_dot_product_attention(q, k, v, seen, scale=0.6).transpose(1, 2)
+    assert found.shape == expected.shape and (found - expected).abs().max() <= near
+
+
+def test_a_call_that_is_more_than_the_formula_goes_to_the_original() -> None:
+    """Causal ones, biases, additive masks, rows that see nothing, and base dropout."""
+    module = make("bert").encoder.layer[0].attention.self
+    seen = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    assert attention._is_plain_call(module, None, {}) and attention._is_plain_call(module, seen, {})
+    nothing = seen.clone()
+    nothing[1, 0, 2] = False
+    for mask, kw in (
+        (None, {"is_causal": True}), (None, {"position_bias": seen}), (seen, {"softcap": 3.0}),
+        (seen, {"dropout": 0.1}), (seen.float(), {}), (nothing, {}),
+    ):  # fmt: skip
+        assert not attention._is_plain_call(module, mask, kw)
+
+
+def test_a_predicted_batch_is_computed_so_and_equals_the_model_alone(monkeypatch) -> None:
+    """Rows of one length, which are not packed."""
+    calls = []
+    attend = attending.attend
+    monkeypatch.setattr(attention, "attend", lambda *args: calls.append(1) or attend(*args))
+    model = make("bert").eval()
+    batch = {"input_ids": torch.arange(40).reshape(2, 20), "attention_mask": torch.ones(2, 20, dtype=torch.long)}
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+    with Base(model, None) as base, torch.no_grad():
+        found = base.states(batch, None)
+    assert len(calls) == model.config.num_hidden_layers
+    assert torch.allclose(found, expected, atol=1e-6)

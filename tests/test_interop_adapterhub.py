@@ -292,6 +292,9 @@ def test_prompts_stand_behind_the_embeddings(combine, behind, tmp_path):
         base.add("headed", "prompt(length=2, init='uniform', place='embedded')", task=TASK)
         with pytest.raises(UnsupportedError, match="leads=True"):
             base.export("headed", tmp_path / "no", to="adapterhub")
+        base.add("first", "prompt(length=2, init='uniform', place='embedded', leads=True)", task=TASK)
+        with pytest.raises(UnsupportedError, match="with a head"):
+            base.export("first", tmp_path / "no", to="adapterhub", head=False)
 
 
 FAULTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -132,7 +132,8 @@ class Decoding:
             call["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if cache is not None:
             call[self._named] = cache
-        with torch.no_grad(), self.base._installed.without_checkpointing(), self.base.use(names, prompts=prompts):
+        installed, route = self.base._installed, self.base.use(names, prompts=prompts)
+        with torch.no_grad(), installed.without_checkpointing(), installed.fast_products(), route:
             output = self.base.model(**call)
         return output.logits[:, -1].float(), output_cache(output)
 

@@ -220,7 +220,7 @@ def write_rows(
     )
     lengths = [len(row.ids) for row in rows]
     route = base.use(names, repeat=beams, prompts=lengths)
-    with torch.no_grad(), base._installed.without_checkpointing(), route:
+    with torch.no_grad(), base._installed.without_checkpointing(), base._installed.fast_products(), route:
         output = base.model.generate(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,

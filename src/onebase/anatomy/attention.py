@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebase.core.attending import attend_packed
+from onebase.core.attending import attend, attend_packed, faster
 from onebase.core.packing import Packing, gather, spread
 from onebase.core.plan import Plan
 from onebase.core.route import Runtime
@@ -109,7 +109,9 @@ def _attend(
         shown = None if prefix is None else (*prefix[:2], plan.of_rows(prefix[2]))
         return _packed(name, plan.packing, shown, module, query, key, value, **kw), None
     if prefix is None:
-        return original(module, query, key, value, mask, **kw)
+        if plan is None:  # a direct call to the model is computed as transformers alone would
+            return original(module, query, key, value, mask, **kw)
+        return _whole(name, module, query, key, value, mask, **kw)
     keys, values, lengths = prefix  # (B, Hkv, P, hd) twice, prefix columns of each group and of plain rows
     assert plan is not None
     window = kw.get("sliding_window") or getattr(module, "sliding_window", None)
@@ -146,7 +148,7 @@ def _packed(
 
     prefix: keys and values (B, heads, P, head dim) of all rows, and how many columns each row has.
     """
-    original, causal = _original(name, module), _causal(module, kw)
+    causal = _causal(module, kw)
     if prefix is None and name == "eager" and _learns(query, key, value) and is_plain(module, query, key, kw):
         if torch.is_autocast_enabled(query.device.type):  # as it would cast the products
             narrow = torch.get_autocast_dtype(query.device.type)
@@ -166,10 +168,32 @@ def _packed(
                 visible = torch.arange(width, device=k.device) < torch.tensor(own, device=k.device)[:, None]
                 mask = _extend(mask, visible, q, k, causal, name)
             k, v = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-        found.append(gather(original(module, q, k, v, mask, is_causal=False, **kw)[0], chunk))
+        found.append(gather(_whole(name, module, q, k, v, mask, is_causal=False, **kw)[0], chunk))
     if packing.extra:
         found.append(found[0].new_zeros(packing.extra, *found[0].shape[1:]))
     return torch.cat(found)[None]
+
+
+def _whole(
+    name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Return the attention of whole rows, (b, t, heads, head dim), and the weights where the original gives them.
+
+    What the fused function of torch would do is done by products where that is faster: the values are the same.
+    """
+    if name == "sdpa" and not _learns(query, key, value) and faster(query, key) and _is_plain_call(module, mask, kw):
+        return attend(query, key, value, mask, _scale(query, kw)), None
+    return _original(name, module)(module, query, key, value, mask, **kw)
+
+
+def _is_plain_call(module: nn.Module, mask: Tensor | None, kw: dict[str, Any]) -> bool:
+    """Whether a call of fused attention is softmax(scale Q K^T) V over what a mask shows, at least a column a row."""
+    causal = kw.get("is_causal")
+    if mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
+        return False
+    if kw.get("dropout") or kw.get("position_bias") is not None or kw.get("softcap") is not None:
+        return False
+    return mask is None or (mask.dtype == torch.bool and bool(mask.any(-1).all()))
 
 
 def _learns(*parts: Tensor) -> bool:

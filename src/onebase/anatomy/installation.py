@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from onebase.core.anchor import Anchor
 from onebase.core.checkpoint import ATTRIBUTE, CHECKPOINTED, unwrap_checkpoints
 from onebase.core.groupwise import PerGroup
 from onebase.core.plan import Routed
+from onebase.core.products import Products
 from onebase.core.route import Route, RouteContext, Runtime
 from onebase.core.site import TOKENS, Groupwise, Site
 from onebase.core.tap import Catch, InputTap, Tap
@@ -65,6 +66,7 @@ class Installation:
         self.attention: list[tuple[Any, str]] = []  # (config, original setting)
         self._prefixes = False  # some adapter needs the attention function
         self._packed, self._lock = 0, threading.Lock()  # calls that need it now
+        self._products = Products(model)
         flags = [(p, p.requires_grad) for p in model.parameters()]
         modes = [(m, m.training) for m in model.modules()]
         self._flags, self._modes = flags, modes
@@ -161,24 +163,31 @@ class Installation:
 
     @contextmanager
     def packing(self) -> Iterator[bool]:
-        """Let the calls of this block be packed; says whether they can be.
+        """Let the calls of this block be packed, with products as fast as may be; says whether they can be packed.
 
         Only meanwhile the base computes attention through the attention function: a direct call to the model at
         another time is computed as transformers alone would.
         """
         if not self.packs:
-            yield False
+            with self.fast_products():
+                yield False
             return
         with self._lock:
             self._packed += 1
             self._switch_attention()
         try:
-            yield True
+            with self.fast_products():
+                yield True
         finally:
             with self._lock:
                 self._packed -= 1
                 if not self._packed and not self._prefixes:
                     self._restore_attention()
+
+    def fast_products(self) -> AbstractContextManager[None]:
+        """Let the calls of this block take the faster products; not where layers are computed again after it."""
+        again = any(anchor.checkpointed() for anchor in self.anchors)
+        return nullcontext() if again else self._products.used()
 
     def original_attention(self) -> str:
         """Return the base's own attention implementation."""

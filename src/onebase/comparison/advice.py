@@ -10,6 +10,7 @@ from typing import Any
 from onebase.statistics import holm
 
 ALPHA = 0.05
+NEAR = 0.32  # p-value of a difference of one standard error: what lies further from the best is not taken for cheapness
 HEAD, FULL = "head only", "full"
 ALIKE = 4  # files that differ by less than this factor cost the same: then the higher mean is taken
 SLOWER = 1.1  # among equals, a method up to this much slower than the fastest is not held to be slower: timing noise
@@ -128,7 +129,11 @@ def speed(result: Result) -> float:
 
 
 def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice:
-    """Recommend a method: of those that fit and that the noise cannot tell from the best, one of those that cost least.
+    """Recommend a method: of those that fit and are within a standard error of the best, one of those that cost least.
+
+    That a test finds no difference does not mean that there is none: of methods that are further away, within the noise
+    or not, some would be found worse with other seeds. So the one-standard-error rule (Breiman et al. 1984,
+    Classification and Regression Trees) says which are near enough, and Holm's test which ones are called equal.
 
     Slow ones come last. Then the size of a file counts by its order of magnitude, and among files alike the score.
 
@@ -146,9 +151,10 @@ def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice
     others = [r for r in fit if r is not best]
     adjusted = dict(zip([r.method for r in others], holm([r.versus.get(best.method, (0.0, 1.0))[1] for r in others])))
     equal = [best, *(r for r in others if adjusted[r.method] >= ALPHA)]
-    cheap = sorted(equal, key=lambda r: _cost(r, equal))
+    near = [best, *(r for r in equal if r is not best and r.versus.get(best.method, (0.0, 1.0))[1] >= NEAR)]
+    cheap = sorted(near, key=lambda r: _cost(r, near))
     chosen = cheap[0]
-    rest = cheap[1:] or sorted(others, key=lambda r: -r.value if r.higher else r.value)
+    rest = cheap[1:] or sorted((r for r in others if r is not chosen), key=lambda r: -r.value if r.higher else r.value)
     front = tuple(r.method for r in fit if not any(_beats(o, r) for o in fit))
     reasons = _reasons(chosen, best, equal, rest, adjusted, results, limits)
     return Advice(
@@ -193,8 +199,8 @@ def _reasons(
     ]
     if chosen is not best:
         said.append(
-            f"{best.method} has the highest mean ({best.value:.4f}), but the difference is within the noise "
-            f"(Holm-adjusted p = {adjusted[chosen.method]:.2f}); {chosen.method} costs less."
+            f"{best.method} has the highest mean ({best.value:.4f}), but the difference is below one standard "
+            f"error (Holm-adjusted p = {adjusted[chosen.method]:.2f}); {chosen.method} costs less."
         )
     elif len(equal) == 1 and rest:
         said.append(f"It is better than every other method that fits, beyond the noise (p below {ALPHA}).")

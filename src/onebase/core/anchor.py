@@ -121,13 +121,13 @@ class Anchor:
         """transformers drops the KV cache of checkpointed layers, so a second step would see no earlier token."""
         if call.get(self.cache) is None:
             return
-        if self._checkpointed():
+        if self.checkpointed():
             raise UnsupportedError(
                 "gradient checkpointing is on, and checkpointed layers fill no KV cache: use base.generate or "
                 "base.bind(name).generate, or base.gradient_checkpointing(False) first"
             )
 
-    def _checkpointed(self) -> bool:
+    def checkpointed(self) -> bool:
         """Whether layers keep nothing for the backward pass and are computed again in it."""
         return any(layer.training and getattr(layer, CHECKPOINTED, False) for layer in self.stack.layers)
 
@@ -271,7 +271,7 @@ class Anchor:
             return False
         if not self._reads_last_states(call):
             return False
-        if self._checkpointed():  # layers are computed again after the call, when attention no longer packs
+        if self.checkpointed():  # layers are computed again after the call, when attention no longer packs
             return False
         return not any(g.adapter.positional for g in plan.groups)
 

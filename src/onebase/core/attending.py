@@ -15,6 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from onebase.core.packing import Chunk, Packing
 
+SCORES = 3 << 18  # what `attend` computes at once: 3 MiB of float32 stay in a core's part of the cache
+SHORTEST = 16  # queries from which, and columns up to which, `attend` was measured to be faster than the fused function
+LONGEST = {torch.float32: 256, torch.bfloat16: 512}
+
 
 class PackedAttention(torch.autograd.Function):
     """softmax(scale Q K^T) V within each row, (n, H, hd) packed tokens throughout."""
@@ -69,6 +73,38 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, c
     """
     own = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
     return PackedAttention.apply(*own, packing, causal, scale)[None]  # type: ignore[index]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    """Return softmax(scale Q K^T) V without gradients, (b, t, H, hd), a few rows at a time.
+
+    Args:
+        query: (b, H, t, hd).
+        key, value: (b, H, s, hd).
+        seen: (b, 1, 1 or t, s), true where a token sees a column; None where all see all.
+        scale: of the scores.
+    """
+    b, heads, t, _ = query.shape
+    out = query.new_empty(b, t, heads, value.shape[3])
+    step = max(1, SCORES // (heads * t * key.shape[2]))
+    for rows in (slice(start, start + step) for start in range(0, b, step)):
+        q, k, v = (part[rows].flatten(0, 1) for part in (query, key, value))
+        scores = torch.bmm(q, k.mT).to(_wide(q.dtype)).mul_(scale)
+        if seen is not None:
+            scores.unflatten(0, (-1, heads)).masked_fill_(~seen[rows], float("-inf"))
+        out[rows] = torch.bmm(scores.softmax(-1).to(q.dtype), v).unflatten(0, (-1, heads)).transpose(1, 2)
+    return out
+
+
+def faster(query: Tensor, key: Tensor) -> bool:
+    """Whether `attend` is faster than the fused function of torch for this call: so on a CPU, by measurement.
+
+    16 rows, 12 heads of 32, 128 tokens, two threads: bfloat16 2.9 against 5.5 ms, float32 4.0 against 5.6; 512 tokens:
+    bfloat16 9.1 against 13.9 ms (4 rows), float32 15.2 against 11.0.
+    """
+    if query.device.type != "cpu" or query.dtype not in LONGEST or query.shape[1] != key.shape[1]:
+        return False
+    return query.shape[2] >= SHORTEST and key.shape[2] <= LONGEST[query.dtype]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
 
+from onebase.core.products import FrozenLinear
 from onebase.core.quantized import kind_of
 
 
@@ -46,12 +48,15 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         and module.weight.dtype == torch.float32
         and not kind_of(module.weight)
         and not module.weight.requires_grad
-        and "forward" not in module.__dict__
+        and isinstance(module.__dict__.get("forward"), NoneType | FrozenLinear)
     ]
+    before = [module.__dict__.pop("forward", None) for module in chosen]
     try:
         for module in chosen:
             module.__dict__["forward"] = NarrowLinear(module, dtype)
         yield
     finally:
-        for module in chosen:
+        for module, forward in zip(chosen, before, strict=True):
             module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward

@@ -63,6 +63,11 @@ def write_adapterhub(base: Base, adapter: Adapter, folder: Path, head: bool = Tr
             "norms, LoRA, IA3 of q, k, v and up, prefixes, and prompts behind the embeddings"
         )
     headed = head and adapter.head is not None
+    if not headed and any(isinstance(delta, VirtualTokens) and delta.leads for delta in deltas.values()):
+        raise UnsupportedError(
+            "a prompt with leads=True is read by a head, and only a head says so in files of the AdapterHub library: "
+            "export it with a head, or make it without leads"
+        )
     with torch.no_grad():
         config, tensors = writers[next(iter(kinds))](base, name, deltas)
         heads = _head(base, adapter) if headed else None
