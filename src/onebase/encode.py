@@ -103,8 +103,10 @@ def encode_windows(
     if not texts:
         return []
     second = None if pairs is None else list(pairs)
-    full = tokenizer(list(texts), second, add_special_tokens=True, verbose=False)["input_ids"]
-    windowed = bool(spec.get("windows")) and pairs is None and any(len(ids) > limit for ids in full)
+    whole = tokenizer(list(texts), second, add_special_tokens=True, verbose=False)
+    full = whole["input_ids"]
+    long = any(len(ids) > limit for ids in full)
+    windowed = bool(spec.get("windows")) and pairs is None and long
     if windowed and not tokenizer.is_fast:
         raise ConfigError("windows need a fast tokenizer: pass windows=False to cut long texts instead")
     more: dict[str, Any] = {}
@@ -112,7 +114,9 @@ def encode_windows(
         more = {"return_overflowing_tokens": True, "stride": min(spec.get("overlap", OVERLAP), limit // 2)}
     if offsets:
         more["return_offsets_mapping"] = True
-    short = tokenizer(list(texts), second, add_special_tokens=True, truncation=True, max_length=limit, **more)
+    short = whole
+    if long or more:
+        short = tokenizer(list(texts), second, add_special_tokens=True, truncation=True, max_length=limit, **more)
     types, of = short.get("token_type_ids"), short.get("overflow_to_sample_mapping")
     found: list[list[Encoded]] = [[] for _ in texts]
     for i, ids in enumerate(short["input_ids"]):

@@ -207,13 +207,14 @@ class Plan:
         own = [*of_groups, 0]
         return [own[number] for number in self.numbers]
 
-    def apply(self, x: Tensor | None, h: Tensor, site: str) -> Tensor:
+    def apply(self, x: Tensor | None, h: Tensor, site: str, fresh: bool = False) -> Tensor:
         """Apply every routed delta at `site` to its own rows.
 
         Args:
             x: the deltas' input, (B, ..., d_in) or flattened rows; None where h is all they use.
             h: the value at the site, (B, ..., d_out) or flattened (B*T, d_out).
             site: the site's name.
+            fresh: nobody else holds `h`, so it may be written to.
 
         Returns:
             The new value, same shape and dtype as `h`; rows of other adapters are passed through untouched.
@@ -231,7 +232,7 @@ class Plan:
         xb = hb if x is None else x.reshape(self.batch, -1, x.shape[-1])
         banks, rest = self._banks(live, site) if len(live) > 1 else ([], live)
         if banks:
-            return self._banked(xb, hb, site, banks, rest).reshape(h.shape)
+            return self._banked(xb, hb, site, banks, rest, fresh).reshape(h.shape)
         if self.pieces is not None:
             parts = [self._piece(site, group, xb[a:b], hb[a:b]) for a, b, group in self.pieces]
             return torch.cat(parts, 0).reshape(h.shape)
@@ -256,9 +257,9 @@ class Plan:
                 chosen.append(numbers)
         return chosen, sorted([*others, *(live[i] for i in rest)])
 
-    def _banked(self, x: Tensor, h: Tensor, site: str, banks: list[list[int]], rest: list[int]) -> Tensor:
-        """Return the new value, (B, t, d_out), with some groups computed together."""
-        out = None
+    def _banked(self, x: Tensor, h: Tensor, site: str, banks: list[list[int]], rest: list[int], fresh: bool) -> Tensor:
+        """Return the new value, (B, t, d_out), with some groups computed together; each reads its own rows only."""
+        out = h if fresh else None
         for numbers in banks:
             picked = self.pick(numbers)
             deltas = [self.groups[number].adapter.deltas[site] for number in numbers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -12,6 +13,7 @@ from onebase.core.site import Ref, Site
 
 # On a module that carries several sites, the projection comes first, then its norm, then what leaves the sub-layer.
 ORDER = {"linear": 0, "norm": 1, "exit": 2, "block": 3}
+FRESH = (nn.Linear, nn.LayerNorm)
 
 
 class Tap:
@@ -40,10 +42,12 @@ class Tap:
             return None
         h = output[0] if isinstance(output, tuple) else output
         new = h
+        # the output of a product or a norm is a tensor of its own; a hook beside this one may keep it
+        fresh = type(module) in FRESH and len(module._forward_hooks) == 1 and not torch.is_grad_enabled()
         for site in self.sites:
             x = first_tensor(args, kwargs, 0) if site.residual is None else plan.caught.get(str(site.residual))
             if not site.is_part:
-                new = plan.apply(x, new, site.name)
+                new = plan.apply(x, new, site.name, fresh)
                 continue
             part = site.take(h)  # of h: parts do not overlap, and a delta may keep what it read for its backward
             changed = plan.apply(x, part, site.name)
