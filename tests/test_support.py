@@ -64,8 +64,8 @@ def test_a_trial_notices_a_wrong_answer(monkeypatch):
 
     right = Plan.apply
 
-    def leaky(self, x, h, site):
-        out = right(self, x, h, site)
+    def leaky(self, x, h, site, fresh=False):
+        out = right(self, x, h, site, fresh)
         return out + 0.1 * out.mean(0, keepdim=True) if len(self.groups) > 1 else out
 
     monkeypatch.setattr(Plan, "apply", leaky)

@@ -253,7 +253,7 @@ class Bench:
             + (f"at most {self.given.limit} rows of each split; " if self.given.limit else "")
             + (f"at most {self.given.epochs} epochs; " if self.given.epochs else "")
             + f"torch {torch.__version__}, {torch.get_num_threads()} threads.",
-            "", "```", command(), "```", "",
+            "", "```text", command(), "```", "",
         ]  # fmt: skip
         (folder / f"{self.study.name}.md").write_text("\n".join(lines), encoding="utf-8")
         print("\n".join(said))
