@@ -177,14 +177,15 @@ def test_training_uses_it_and_equals_the_modelling_file(tokenizer, monkeypatch) 
 
 
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["", "each its own", "all the same"])
 def test_attention_of_whole_rows_is_that_of_the_fused_function(monkeypatch, dtype, near, masked) -> None:
     """Cut into calls of two rows, the last one shorter; columns in front of the tokens are a prefix's."""
     b, t, s = 5, 20, 23
     monkeypatch.setattr(attending, "SCORES", 2 * HEADS * t * s)
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(b, HEADS, n, WIDTH, generator=generator).to(dtype) for n in (t, s, s))
-    seen = torch.arange(s) < torch.tensor([s, 4, 9, 1, 17])[:, None, None, None] if masked else None
+    lengths = {"": None, "each its own": [s, 4, 9, 1, 17], "all the same": [9]}[masked]
+    seen = None if lengths is None else torch.arange(s) < torch.tensor(lengths)[:, None, None, None]
     found = attending.attend(q, k, v, seen, 0.6)
     expected = F.scaled_dot_product_attention(q, k, v, seen, scale=0.6).transpose(1, 2)
     assert found.shape == expected.shape and (found - expected).abs().max() <= near

@@ -168,21 +168,20 @@ class Installation:
         Only meanwhile the base computes attention through the attention function: a direct call to the model at
         another time is computed as transformers alone would.
         """
-        if not self.packs:
-            with self.fast_products():
+        with self.fast_products():
+            if not self.packs:
                 yield False
-            return
-        with self._lock:
-            self._packed += 1
-            self._switch_attention()
-        try:
-            with self.fast_products():
-                yield True
-        finally:
+                return
             with self._lock:
-                self._packed -= 1
-                if not self._packed and not self._prefixes:
-                    self._restore_attention()
+                self._packed += 1
+                self._switch_attention()
+            try:
+                yield True
+            finally:
+                with self._lock:
+                    self._packed -= 1
+                    if not self._packed and not self._prefixes:
+                        self._restore_attention()
 
     def fast_products(self) -> AbstractContextManager[None]:
         """Let the calls of this block take the faster products; not where layers are computed again after it."""

@@ -149,12 +149,13 @@ def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice
         return Advice(method=None, runner_up=None, reasons=said, excluded=excluded, front=(), equal=())
     best = max(fit, key=lambda r: r.value if r.higher else -r.value)
     others = [r for r in fit if r is not best]
-    adjusted = dict(zip([r.method for r in others], holm([r.versus.get(best.method, (0.0, 1.0))[1] for r in others])))
+    p_values = {r.method: r.versus.get(best.method, (0.0, 1.0))[1] for r in others}
+    adjusted = dict(zip(p_values, holm(list(p_values.values()))))
     equal = [best, *(r for r in others if adjusted[r.method] >= ALPHA)]
-    near = [best, *(r for r in equal if r is not best and r.versus.get(best.method, (0.0, 1.0))[1] >= NEAR)]
+    near = [r for r in equal if r is best or p_values[r.method] >= NEAR]
     cheap = sorted(near, key=lambda r: _cost(r, near))
     chosen = cheap[0]
-    rest = cheap[1:] or sorted((r for r in others if r is not chosen), key=lambda r: -r.value if r.higher else r.value)
+    rest = cheap[1:] or sorted(others, key=lambda r: -r.value if r.higher else r.value)
     front = tuple(r.method for r in fit if not any(_beats(o, r) for o in fit))
     reasons = _reasons(chosen, best, equal, rest, adjusted, results, limits)
     return Advice(

@@ -29,11 +29,7 @@ class PackedAttention(torch.autograd.Function):
         out, kept = torch.empty_like(query), []
         for chunk in packing.chunks:
             q, k, v = (_padded(part, chunk) for part in (query, key, value))  # (b * H, t, hd)
-            scores = torch.bmm(q, k.mT).to(_wide(q.dtype)).mul_(scale)
-            hidden = _hidden(chunk, causal)
-            if hidden is not None:
-                scores.unflatten(0, (len(chunk.mask), -1)).masked_fill_(hidden, float("-inf"))
-            p = scores.softmax(-1).to(q.dtype)
+            p = _probabilities(q, k, _hidden(chunk, causal), scale)
             _put(out, torch.bmm(p, v), chunk)
             kept += [q, k, v, p]
         out[len(packing.real) :] = 0
@@ -81,18 +77,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scale
     Args:
         query: (b, H, t, hd).
         key, value: (b, H, s, hd).
-        seen: (b, 1, 1 or t, s), true where a token sees a column; None where all see all.
+        seen: (b or 1, 1, 1 or t, s), true where a token sees a column; None where all see all.
         scale: of the scores.
     """
     b, heads, t, _ = query.shape
     out = query.new_empty(b, t, heads, value.shape[3])
+    hidden = None if seen is None else ~seen.expand(b, -1, -1, -1)  # a mask of one row may be everybody's
     step = max(1, SCORES // (heads * t * key.shape[2]))
     for rows in (slice(start, start + step) for start in range(0, b, step)):
         q, k, v = (part[rows].flatten(0, 1) for part in (query, key, value))
-        scores = torch.bmm(q, k.mT).to(_wide(q.dtype)).mul_(scale)
-        if seen is not None:
-            scores.unflatten(0, (-1, heads)).masked_fill_(~seen[rows], float("-inf"))
-        out[rows] = torch.bmm(scores.softmax(-1).to(q.dtype), v).unflatten(0, (-1, heads)).transpose(1, 2)
+        p = _probabilities(q, k, None if hidden is None else hidden[rows], scale)
+        out[rows] = torch.bmm(p, v).unflatten(0, (-1, heads)).transpose(1, 2)
     return out
 
 
@@ -105,6 +100,14 @@ def faster(query: Tensor, key: Tensor) -> bool:
     if query.device.type != "cpu" or query.dtype not in LONGEST or query.shape[1] != key.shape[1]:
         return False
     return query.shape[2] >= SHORTEST and key.shape[2] <= LONGEST[query.dtype]
+
+
+def _probabilities(q: Tensor, k: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """Return softmax(scale Q K^T), (b * H, t, s), of (b * H, t, hd) and (b * H, s, hd); 0 where `hidden`, (b, ...)."""
+    scores = torch.bmm(q, k.mT).to(_wide(q.dtype)).mul_(scale)
+    if hidden is not None:
+        scores.unflatten(0, (len(hidden), -1)).masked_fill_(hidden, float("-inf"))
+    return scores.softmax(-1).to(q.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

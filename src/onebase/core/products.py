@@ -98,11 +98,19 @@ class FrozenLinear:
     def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if not (x.dtype == weight.dtype == torch.float32 and x.device == weight.device and x.device.type == "cpu"):
             return False
-        if x.numel() < SHORTEST * weight.shape[1] or torch.compiler.is_compiling():
+        if x.numel() < SHORTEST * weight.shape[1] or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and weight.requires_grad):
-            return False
-        return bias is None or not (torch.is_grad_enabled() and bias.requires_grad)
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        return not (trained and torch.is_grad_enabled())
+
+
+def linear_maps(model: nn.Module) -> Iterator[nn.Linear]:
+    """Yield a model's linear maps with plain float32 weights: not quantized, nor split over processes."""
+    for module in model.modules():
+        if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or kind_of(module.weight):
+            continue
+        if module.weight.dtype == torch.float32:
+            yield module
 
 
 class Products:
@@ -118,16 +126,9 @@ class Products:
 
     @cached_property
     def _chosen(self) -> list[tuple[dict[str, Any], FrozenLinear]]:
-        """The maps: not those that are quantized, split over processes or on another device than the CPU."""
-        return [
-            (module.__dict__, FrozenLinear(module))
-            for module in self._model.modules()
-            if type(module) is nn.Linear
-            and type(module.weight) is nn.Parameter
-            and module.weight.dtype == torch.float32
-            and module.weight.device.type == "cpu"
-            and not kind_of(module.weight)
-        ]
+        """The maps on the CPU, as their attributes, and what stands in for them."""
+        maps = (module for module in linear_maps(self._model) if module.weight.device.type == "cpu")
+        return [(module.__dict__, FrozenLinear(module)) for module in maps]
 
     @contextmanager
     def used(self) -> Iterator[None]:

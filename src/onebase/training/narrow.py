@@ -13,8 +13,7 @@ from types import NoneType
 import torch
 from torch import Tensor, nn
 
-from onebase.core.products import FrozenLinear
-from onebase.core.quantized import kind_of
+from onebase.core.products import FrozenLinear, linear_maps
 
 
 class NarrowLinear:
@@ -42,15 +41,10 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """
     chosen = [
         module
-        for module in model.modules()
-        if type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter  # not split over processes, nor quantized
-        and module.weight.dtype == torch.float32
-        and not kind_of(module.weight)
-        and not module.weight.requires_grad
-        and isinstance(module.__dict__.get("forward"), NoneType | FrozenLinear)
+        for module in linear_maps(model)
+        if not module.weight.requires_grad and isinstance(module.__dict__.get("forward"), NoneType | FrozenLinear)
     ]
-    before = [module.__dict__.pop("forward", None) for module in chosen]
+    before = [module.__dict__.get("forward") for module in chosen]
     try:
         for module in chosen:
             module.__dict__["forward"] = NarrowLinear(module, dtype)
