@@ -101,15 +101,19 @@ def test_a_folder_of_pictures_is_trained_stored_loaded_and_asked(folder, picture
 
 
 def test_many_jobs_on_pictures_equal_each_alone(folder, pictures):
-    """Joint training on one data set of pictures gives what training alone gives."""
+    """Joint training on one data set of pictures gives what training alone gives.
+
+    Both keep one dtype and one kernel for attention: what is chosen by measurement may differ from run to run.
+    """
     data = ob.load_data(pictures, limit=60)
+    settings = {"epochs": 2, "seed": 3, "dtype": "float32", "attention": "keep"}
     alone = {}
     for method in ("lora(rank=2, dropout=0.0)", "bottleneck(size=4)"):
         with ob.load_base(folder) as base:
-            run = ob.train(base, data, method, epochs=2, seed=3)
+            run = ob.train(base, data, method, **settings)
             alone[method] = {k: v.clone() for k, v in base.adapters[run.name].tensors().items()}
     with ob.load_base(folder) as base:
-        runs = ob.train_many(base, [ob.Job(data, method, epochs=2, seed=3) for method in alone])
+        runs = ob.train_many(base, [ob.Job(data, method, **settings) for method in alone])
         for run, method in zip(runs, alone):
             for name, tensor in base.adapters[run.name].tensors().items():
                 assert torch.allclose(tensor, alone[method][name], atol=1e-4), (method, name)
