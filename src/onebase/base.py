@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 Names = str | None | Sequence[str | None]
 AdapterNames = Names | Composition | Sequence[str | Composition | None]
+LIKE_LENGTHS = 8  # texts whose lengths differ by less stand together in a mixed batch
+LEARNED = ("labels", "weights")  # of a task's spec: no text is encoded by them
 SHARES = 0.8  # distinct texts over rows, up to which layers below the first deltas are worth being shared
 
 
@@ -532,13 +534,18 @@ class Base:
         texts_of = [shared.setdefault(_content(None, row), place) for place, (_, row) in enumerate(flat)]
         often = Counter(texts_of[i] for i in first.values())
 
-        def place_of(i: int) -> tuple[int, int, int, str]:
-            """Sort by length; among equal texts by text, among others by what an adapter adds, and by adapter."""
+        rows_each = Counter(names)
+        methods = {name: "" if name is None else str(self.adapters[name].method) for name in rows_each}
+        step = LIKE_LENGTHS if len(rows_each) > 1 else 1
+
+        def place_of(i: int) -> tuple:
+            """Sort by length; among equal texts by text, among others so that what a bank computes stands together."""
             name, length = names[flat[i][0]], len(flat[i][1].ids)
             if often[texts_of[i]] > 1:
-                return length, 0, texts_of[i], name or ""
+                return length // step, 0, texts_of[i], name or ""
             tokens, columns = (0, 0) if name is None else self.adapters[name].routed.adds()
-            return length + tokens, columns, -1, name or ""
+            length += tokens
+            return length // step, columns, -1, methods[name], rows_each[name], name or "", length
 
         order = sorted(first.values(), key=place_of)
         values: list[Tensor | None] = [None] * len(flat)
@@ -609,9 +616,20 @@ class Base:
         self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None
     ) -> list[list[Encoded]]:
         rows: list[list[Encoded]] = [[] for _ in texts]
-        for name in dict.fromkeys(names):
-            mine = [i for i, other in enumerate(names) if other == name]
-            spec, own = self._spec(name), seen(self, self.tokenizer_of(name))
+        alike: list[tuple[dict[str, Any], Any, list[int]]] = []  # what encodes, and the texts that are encoded by it
+        place: dict[str | None, list[int]] = {}
+        for i, name in enumerate(names):
+            if name not in place:
+                spec, tokenizer = self._spec(name), self.tokenizer_of(name)
+                asked = {key: value for key, value in spec.items() if key not in LEARNED}
+                mine = next((m for other, t, m in alike if t is tokenizer and other == asked), None)
+                if mine is None:
+                    mine = []
+                    alike.append((asked, tokenizer, mine))
+                place[name] = mine
+            place[name].append(i)
+        for spec, tokenizer, mine in alike:
+            own = seen(self, tokenizer)
             second = None if pairs is None else [pairs[i] for i in mine]
             encoded = get_task(spec["kind"]).encode_inputs(own, spec, [texts[i] for i in mine], second)
             for i, many in zip(mine, encoded):

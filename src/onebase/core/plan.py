@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -126,11 +127,19 @@ class At:
 
 @dataclass(eq=False)
 class Group:
-    """The rows of one adapter in this call. `rows` is None when the group is the whole batch."""
+    """The rows of one adapter in this call.
+
+    Attributes:
+        adapter: whose they are.
+        rows: (b,) their numbers; None when the group is the whole batch.
+        at: where their tokens are.
+        run: (first, last + 1) where they are one run; None where they are not.
+    """
 
     adapter: Routed
     rows: Tensor | None
     at: At
+    run: tuple[int, int] | None = None
 
 
 @dataclass(eq=False)
@@ -187,6 +196,7 @@ class Plan:
             self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
         for group in self.groups:
             group.at.places = None
+            group.run = None if group.run is None else (ends[group.run[0]], ends[group.run[1]])
             if isinstance(group.at.draws, Draws):
                 lengths = torch.tensor(packing.lengths, device=packing.real.device)
                 group.at.draws.pack(lengths if group.rows is None else lengths[group.rows])
@@ -231,7 +241,7 @@ class Plan:
         hb = h.reshape(self.batch, -1, h.shape[-1])  # rows are outermost even where a family flattens tokens
         xb = hb if x is None else x.reshape(self.batch, -1, x.shape[-1])
         banks, rest = self._banks(live, site) if len(live) > 1 else ([], live)
-        if banks:
+        if banks or not torch.is_grad_enabled():  # a copy of h for every write is what a gradient would cost
             return self._banked(xb, hb, site, banks, rest, fresh).reshape(h.shape)
         if self.pieces is not None:
             parts = [self._piece(site, group, xb[a:b], hb[a:b]) for a, b, group in self.pieces]
@@ -249,13 +259,31 @@ class Plan:
         live = drawn
         banks, rest = partition([self.groups[number].adapter.deltas[site] for number in live])  # type: ignore[misc]
         chosen = []
+        alone = [live[i] for i in rest]
         for bank in banks:
-            numbers = [live[i] for i in bank]
-            if self.pick(numbers).per_delta is None and self.pick(numbers).copies > COPIES:
-                rest += bank
+            for numbers in self._alike([live[i] for i in bank]):
+                if len(numbers) < 2 or (self.pick(numbers).per_delta is None and self.pick(numbers).copies > COPIES):
+                    alone += numbers
+                else:
+                    chosen.append(numbers)
+        return chosen, sorted([*others, *alone])
+
+    def _alike(self, numbers: list[int]) -> list[list[int]]:
+        """Cut neighbouring groups of packed tokens into runs of equal length, where rows come sorted so.
+
+        Such runs are read and written in place; groups of unequal length would be padded, or computed one by one.
+        """
+        if self.packing is None or any(self.groups[number].run is None for number in numbers):
+            return [numbers]
+        found = [[numbers[0]]]
+        for number in numbers[1:]:
+            (a, b), (c, d) = self.groups[found[-1][-1]].run, self.groups[number].run  # type: ignore[misc]
+            if b == c and b - a == d - c:
+                found[-1].append(number)
             else:
-                chosen.append(numbers)
-        return chosen, sorted([*others, *(live[i] for i in rest)])
+                found.append([number])
+        few = 2 * len(found) <= len(numbers) + 1
+        return found if few or self.pick(numbers).per_delta is None else [numbers]
 
     def _banked(self, x: Tensor, h: Tensor, site: str, banks: list[list[int]], rest: list[int], fresh: bool) -> Tensor:
         """Return the new value, (B, t, d_out), with some groups computed together; each reads its own rows only."""
@@ -263,8 +291,7 @@ class Plan:
         for numbers in banks:
             picked = self.pick(numbers)
             deltas = [self.groups[number].adapter.deltas[site] for number in numbers]
-            taken = picked.rows if picked.fill is None else picked.fill
-            own = (x, h) if taken is None else (x.index_select(0, taken), h.index_select(0, taken))
+            own = picked.take(x), picked.take(h)
             at = None if picked.draws is None else At(picked.draws).enter(site)
             if picked.per_delta is not None:  # the rows of each delta lie side by side: no copies of its weights
                 x_own, h_own = (v.reshape(len(numbers), picked.per_delta * v.shape[1], v.shape[2]) for v in own)
@@ -274,10 +301,10 @@ class Plan:
             if picked.rows is None:
                 return new  # every row of the call
             new = new if picked.real is None else new.index_select(0, picked.real)
-            out = (h.clone() if out is None else out).index_copy_(0, picked.rows, new)
+            out = _put(h.clone() if out is None else out, new, picked.rows, picked.run)
         for group in (self.groups[number] for number in rest):
-            own = x.index_select(0, group.rows), h.index_select(0, group.rows)  # type: ignore[arg-type]
-            out = (h.clone() if out is None else out).index_copy_(0, group.rows, self._piece(site, group, *own))  # type: ignore[arg-type]
+            new = self._piece(site, group, _take(x, group.rows, group.run), _take(h, group.rows, group.run))  # type: ignore[arg-type]
+            out = _put(h.clone() if out is None else out, new, group.rows, group.run)  # type: ignore[arg-type]
         assert out is not None
         return out
 
@@ -309,7 +336,14 @@ class Plan:
         if self.packing is not None and equal is None:
             return _pad(rows, counts)
         index = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=rows.device)
-        return Picked(rows, index, equal, sum(counts) / len(numbers))
+        return Picked(rows, index, equal, sum(counts) / len(numbers), run=self._run(numbers))
+
+    def _run(self, numbers: Sequence[int]) -> tuple[int, int] | None:
+        """Return (first, last + 1) of the rows of some groups where they are one run in this order, else None."""
+        runs = [self.groups[number].run for number in numbers]
+        if None in runs or any(a[1] != b[0] for a, b in pairwise(runs)):  # type: ignore[index]
+            return None
+        return runs[0][0], runs[-1][1]  # type: ignore[index]
 
     @staticmethod
     def _piece(site: str, group: Group | None, x: Tensor, h: Tensor) -> Tensor:
@@ -330,6 +364,7 @@ class Picked:
         real: (b,) places of `rows` among `fill`.
         order: what the bank is given, as numbers of the groups' rows one after the other; None: in this order.
         draws: of dropout, in the bank's order; None where a group draws from torch's generator.
+        run: (first, last + 1) of `rows` where they are one run, else None.
     """
 
     rows: Tensor | None
@@ -340,6 +375,26 @@ class Picked:
     real: Tensor | None = None
     order: Tensor | None = None
     draws: Joined | None = None
+    run: tuple[int, int] | None = None
+
+    def take(self, values: Tensor) -> Tensor:
+        """Return what the bank is given of values (B, ...)."""
+        if self.fill is not None:
+            return values.index_select(0, self.fill)
+        return values if self.rows is None else _take(values, self.rows, self.run)
+
+
+def _take(values: Tensor, rows: Tensor, run: tuple[int, int] | None) -> Tensor:
+    """Return some rows of values (B, ...): a view where they are one run."""
+    return values.index_select(0, rows) if run is None else values[run[0] : run[1]]
+
+
+def _put(out: Tensor, new: Tensor, rows: Tensor, run: tuple[int, int] | None) -> Tensor:
+    """Write new values (b, ...) to some rows of `out`; return it."""
+    if run is None:
+        return out.index_copy_(0, rows, new)
+    out[run[0] : run[1]] = new
+    return out
 
 
 def _pad(rows: Tensor, counts: list[int]) -> Picked:
@@ -389,6 +444,8 @@ def lower(
         plan.pieces = [(0, len(names), groups[0])]
     else:
         plan.pieces = _pieces(by_row, groups)
+        for group, own in zip(groups, members.values()):
+            group.run = (own[0], own[-1] + 1) if own[-1] - own[0] == len(own) - 1 else None
     if plan.pieces is None:
         plain = [row for row, g in enumerate(by_row) if g == len(groups)]
         flat += plain

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from onebase.devices import keep_memory
 from onebase.errors import RouteError, UnsupportedError
 from onebase.serve.asked import Late, Prompt, Row
 from onebase.serve.catalog import PLAIN
@@ -34,13 +35,14 @@ class Engine:
     """One base that answers for many.
 
     Args:
-        base: nothing else uses it while the engine runs.
+        base: nothing else uses it while the engine runs. The process keeps freed memory, see `devices.keep_memory`.
         settings: bounds.
     """
 
     def __init__(self, base: Base, settings: ServeSettings):
         if base.reads_images:  # a request would name files of this machine
             raise UnsupportedError(f"{base.id} reads images, which the server does not take: use onebase predict")
+        keep_memory()
         self.base, self.settings = base, settings
         self.turns, self.encoding = Turns(), threading.Lock()
         self.tiers = Tiers(base, self.turns, settings.device_bytes, settings.memory_bytes)
