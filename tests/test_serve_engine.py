@@ -21,6 +21,7 @@ from onebase.serve.asked import Prompt, Row, Sampling  # noqa: E402
 from onebase.serve.engine import Engine  # noqa: E402
 from onebase.serve.scheduler import Overloaded  # noqa: E402
 from onebase.serve.settings import ServeSettings  # noqa: E402
+from onebase.serve.turns import Turns  # noqa: E402
 from onebase.store import Store, Stored  # noqa: E402
 from serving import serving, until  # noqa: E402
 
@@ -334,3 +335,64 @@ def test_log_probabilities_are_those_of_a_plain_forward(writer):
         assert streamed == pytest.approx(chances["token_logprobs"], abs=1e-6)
         plain_one = here.call("POST", "/v1/completions", {"model": "prompt", "prompt": "the"}).json()
         assert plain_one["choices"][0]["logprobs"] is None
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+def test_several_threads_answer_what_predict_answers(tmp_path):
+    """Rows of all methods, in many small requests, while other adapters come and go."""
+    methods = {"lora": "lora", "bottleneck": "bottleneck(size=4)", "prefix": "prefix(length=3)", "prompt": "prompt"}
+    served, plain, store = stored("bert", tmp_path, LABELS, {**methods, "more": "ia3", "last": "dora(rank=2)"})
+    threads = torch.get_num_threads()
+    engine = Engine(served, ServeSettings(answering=3))
+    try:
+        assert sum(thread.name.startswith("onebase-rows") for thread in threading.enumerate()) == 3
+        assert torch.get_num_threads() == threads
+        known = {name: store.resolve(name) for name in [*methods, "more", "last"]}
+        texts = [
+            " ".join(["the", "red", "cat", "old", "dog"][(i * k) % 5] for k in range(1, 3 + i % 7)) for i in range(40)
+        ]
+        wanted = {name: [p.probabilities for p in plain.predict(texts, name)] for name in known}
+
+        def ask(number: int) -> list[tuple[str, int, Any]]:
+            asked = [(name, (number * 7 + i) % 40) for i, name in enumerate(known)]
+            rows = engine.ask([Row(texts[i], None, known[name]) for name, i in asked])
+            if number % 5 == 0:
+                engine.tiers.withdraw(known["more"].digest)
+            return [(name, i, item.payload.future.result(60)[0]) for (name, i), item in zip(asked, rows)]
+
+        with ThreadPoolExecutor(12) as pool:
+            for answers in pool.map(ask, range(120)):
+                for name, i, answer in answers:
+                    assert answer.probabilities == pytest.approx(wanted[name][i], abs=1e-5), (name, i)
+    finally:
+        engine.close()
+        plain.close()
+    assert served.predict(texts[:2], None)[0].embedding is not None
+
+
+def test_the_turn_is_shared_by_those_who_share_and_by_nobody_else():
+    """Two share; one alone waits for both, and who comes behind it waits for it, sharing or not."""
+    turns, order = Turns(), []
+
+    def alone() -> None:
+        with turns:
+            order.append("alone")
+
+    def together() -> None:
+        with turns.shared():
+            order.append("shared")
+
+    with ThreadPoolExecutor(3) as pool:
+        with turns.shared():
+            with turns.shared():  # at the same time
+                first = pool.submit(alone)
+                until(lambda: len(turns._waiting) == 1, "nobody waits")
+                second = pool.submit(together)
+                until(lambda: len(turns._waiting) == 2, "the second does not wait")
+            assert not order
+        first.result(10), second.result(10)
+    assert order == ["alone", "shared"]
+    with turns:  # free again
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ class Base:
         self._settled: dict[Any, dict[str, Any]] = {}  # final specs of tasks, by data and the spec asked for
         self._kernels: dict[Any, Any] = {}  # measured choices of training, by what they depend on
         self._memory: ContextVar[Any] = ContextVar("onebase_memory", default=None)  # a `core.kept.Memory` in training
+        self.encoding = threading.RLock()  # tokenizers cannot be used by two threads at once
         self._closed = False
         self._merged: Merged | None = None
         self._whole: str | None = None  # fingerprint of layers that were split over processes or offloaded
@@ -631,7 +633,8 @@ class Base:
         for spec, tokenizer, mine in alike:
             own = seen(self, tokenizer)
             second = None if pairs is None else [pairs[i] for i in mine]
-            encoded = get_task(spec["kind"]).encode_inputs(own, spec, [texts[i] for i in mine], second)
+            with self.encoding:
+                encoded = get_task(spec["kind"]).encode_inputs(own, spec, [texts[i] for i in mine], second)
             for i, many in zip(mine, encoded):
                 rows[i] = many
         return rows

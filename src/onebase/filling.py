@@ -31,7 +31,8 @@ def fill_masks(
                 f"text {i}: {base.id} has no head for masked tokens, so only adapters trained with task=masked-lm fill "
                 f"masks on it; {'the plain base was asked' if name is None else f'{name!r} has no head'}"
             )
-        (row,) = encode_windows(base.tokenizer, {**spec, "windows": False}, [text], offsets=True)[0]
+        with base.encoding:
+            (row,) = encode_windows(base.tokenizer, {**spec, "windows": False}, [text], offsets=True)[0]
         if mask not in row.ids:
             lost = f" in its first {len(row.ids)} tokens" if row.cut else ""
             raise DataError(f"text {i} has no {base.tokenizer.mask_token}{lost}: write it where a word is missing")
@@ -59,7 +60,8 @@ def fill_masks(
                     logits = head.logits(head(own[place])) if isinstance(head, TiedHead) else own[place]
                     best = torch.softmax(logits.double(), -1).topk(top)
                     a, b = (encoded[i].offsets or ())[place] or (0, 0)
-                    words = [base.tokenizer.decode([word]).strip() for word in best.indices.tolist()]
+                    with base.encoding:
+                        words = [base.tokenizer.decode([word]).strip() for word in best.indices.tolist()]
                     spans += [Span(a, b, word, "mask", p) for word, p in zip(words, best.values.tolist())]
             found[i] = Prediction(names[i], None, {}, None, encoded[i].cut, spans=tuple(spans))
     return found

@@ -1,7 +1,7 @@
 """Rows and prompts of any adapters in shared forwards. No HTTP.
 
-One thread answers rows, another writes texts (`writing`); they take turns step by step. Answers are those of
-`base.predict` and `base.generate`.
+Threads that answer rows share the base, another writes texts (`writing`); they take turns step by step. Answers are
+those of `base.predict` and `base.generate`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from onebase.devices import keep_memory
+from onebase.devices import answering_threads, keep_memory
 from onebase.errors import RouteError, UnsupportedError
 from onebase.serve.asked import Late, Prompt, Row
 from onebase.serve.catalog import PLAIN
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onebase.base import Base
 
 WINDOW = 10.0  # seconds of rates
+FEWEST = 8  # rows that a thread takes at least, where there are so many: smaller batches cost more for each row
 CHARACTERS = 3  # of a token, roughly: rows are weighed before they are encoded
 
 
@@ -44,7 +45,7 @@ class Engine:
             raise UnsupportedError(f"{base.id} reads images, which the server does not take: use onebase predict")
         keep_memory()
         self.base, self.settings = base, settings
-        self.turns, self.encoding = Turns(), threading.Lock()
+        self.turns, self.encoding = Turns(), base.encoding
         self.tiers = Tiers(base, self.turns, settings.device_bytes, settings.memory_bytes)
         self.rows = Scheduler()
         self.prompts = Scheduler(quantum=1)  # a prompt of each adapter in turn: how long its text becomes nobody knows
@@ -53,13 +54,35 @@ class Engine:
         self.admitted = Admission(settings.waiting_rows, settings.waiting_rows_each, lambda: self.rates()["rows_per_s"])
         self.writing = Admission(settings.waiting_prompts, settings.waiting_prompts, lambda: 1.0, "prompts")
         self.closing = False
-        self._answering = threading.Thread(target=self._answer, name="onebase-rows", daemon=True)
-        self._answering.start()
+        self._answering = self._start()
         self.writer = Writer(self)
+
+    def _start(self) -> list[threading.Thread]:
+        """Start the threads that answer rows; this thread, and those that it starts later, compute as before."""
+        import torch
+
+        before = torch.get_num_threads()
+        count, each = answering_threads(self.base.device, not self.base.anatomy.stacks[0].causal)
+        if self.settings.answering is not None:
+            count, each = self.settings.answering, max(1, before // self.settings.answering)
+        ready = threading.Barrier(count + 1)
+
+        def run() -> None:
+            if each != torch.get_num_threads():  # asked first: what is set before the first question is forgotten
+                torch.set_num_threads(each)
+            ready.wait()
+            self._answer(count)
+
+        threads = [threading.Thread(target=run, name=f"onebase-rows-{i}", daemon=True) for i in range(count)]
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        torch.set_num_threads(before)  # what threads that ask for the first time are told
+        return threads
 
     @property
     def _threads(self) -> list[threading.Thread]:
-        return [self._answering, *self.writer.threads]
+        return [*self._answering, *self.writer.threads]
 
     @property
     def alive(self) -> bool:
@@ -198,9 +221,11 @@ class Engine:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def _answer(self) -> None:
+    def _answer(self, threads: int) -> None:
         while self.rows.wait():
-            batch, late = self.rows.take(self.settings.batch_tokens, self.settings.batch_rows, time.monotonic())
+            share = max(FEWEST, -(-self.rows.waiting() // threads))
+            tokens, rows = self.settings.batch_tokens, self.settings.batch_rows
+            batch, late = self.rows.take(tokens, rows, time.monotonic(), most=share if threads > 1 else None)
             self.drop(late)
             for paired in (False, True):
                 part = [item for item in batch if (item.payload.pair is not None) == paired]
@@ -232,7 +257,7 @@ class Engine:
     def _predict(self, part: Sequence[Item]) -> list[Any]:
         names = [None if item.payload.entry is None else item.payload.entry.name for item in part]
         pairs = [item.payload.pair for item in part]
-        with self.turns, self.encoding:
+        with self.turns.shared():
             return self.base.predict(
                 [item.payload.text for item in part], adapter=names, batch_size=len(part),
                 pairs=None if pairs[0] is None else pairs,

@@ -94,19 +94,28 @@ class Scheduler:
             self.closed = True
             self.changed.notify_all()
 
-    def take(self, budget: int, rows: int, now: float, without: Collection[str] = ()) -> tuple[list[Item], list[Item]]:
+    def waiting(self) -> int:
+        """Return how many items wait."""
+        with self.changed:
+            return sum(len(queue.items) for queue in self._queues.values())
+
+    def take(
+        self, budget: int, rows: int, now: float, without: Collection[str] = (), most: int | None = None
+    ) -> tuple[list[Item], list[Item]]:
         """Take the next batch.
 
         Args:
             budget: most tokens; the first item may have more.
-            rows: most items.
+            rows: most items of any batch.
             now: the time that deadlines are compared with.
             without: queues that nothing is taken from now.
+            most: most items of this batch; by default `rows`.
 
         Returns:
             The batch, and the items that are gone or whose deadline has passed.
         """
         place = budget // rows  # the tokens that a row's place in a batch stands for
+        rows = rows if most is None else min(rows, most)
         with self.changed:
             batch: list[Item] = []
             late: list[Item] = []

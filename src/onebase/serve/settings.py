@@ -16,6 +16,7 @@ class ServeSettings:
     Attributes:
         batch_tokens: most tokens of one forward of rows; a longer row goes alone.
         batch_rows: most rows of one forward.
+        answering: threads that answer rows at the same time; None: as many as pay, see `devices.answering_threads`.
         waiting_rows: rows that may be in the server at once, all adapters together.
         waiting_rows_each: the same, of one adapter.
         waiting_prompts: prompts that may be in the server at once.
@@ -35,6 +36,7 @@ class ServeSettings:
 
     batch_tokens: int = 4096
     batch_rows: int = 64
+    answering: int | None = None
     waiting_rows: int = 8192
     waiting_rows_each: int = 2048
     waiting_prompts: int = 512
@@ -51,7 +53,8 @@ class ServeSettings:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        wrong = [f"{f.name} = {getattr(self, f.name)!r}" for f in fields(self) if not getattr(self, f.name) > 0]
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        wrong = [f"{name} = {value!r}" for name, value in given.items() if value is not None and not value > 0]
         if wrong:
             raise ConfigError(f"{', '.join(wrong)}: expected more than 0")
 
