@@ -3,7 +3,8 @@
 Adapters are loaded, promoted, rolled back, withdrawn, removed, stored anew and damaged at random while clients ask.
 What may be refused is refused with a status that says so (404, 409, 422, 429, 503); a 500, or an answer that is not
 what `base.predict` gives for the version it names, ends the run as failed. Memory is read every few seconds; its slope
-is that of the second half, when everything has been loaded once.
+is that of the second half, when everything has been loaded once. Device and memory hold a few adapters only, so that
+versions come and go all the time, and what is kept does not grow with what was stored.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def soak(minutes: float, adapters: int) -> dict[str, Any]:
                 world.add(f"a{number:02d}", methods[number % len(methods)], 10 * number + version)
             world.store.promote(f"a{number:02d}@1", "prod")
         environment = {"ONEBASE_HOME": folder, "ONEBASE_API_KEY": KEY}
-        with running([*serve_words(world.port), "--device-mb", "4"], world.port, **environment):
+        with running([*serve_words(world.port), "--device-mb", "4", "--memory-mb", "4"], world.port, **environment):
             bare = world.warm_up()
             clients = [threading.Thread(target=world.client, args=(seed,)) for seed in range(CLIENTS)]
             for client in clients:

@@ -124,7 +124,7 @@ def _attend(
     if bias is not None:  # T5: a prefix has no position, so no bias
         kw["position_bias"] = torch.cat([bias.new_zeros(*bias.shape[:3], keys.shape[2]), bias], -1)
     key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-    output, weights = original(module, query, key, value, mask, is_causal=False, **kw)
+    output, weights = _whole(name, module, query, key, value, mask, is_causal=False, **kw)
     return output, None if weights is None else weights[..., keys.shape[2] :]
 
 

@@ -28,6 +28,7 @@ def serve(
     dtype: o.Dtype = None,
     timeout: Annotated[float, typer.Option(help="Seconds of one request, at most.")] = 120.0,
     device_mb: Annotated[int, typer.Option(help="MiB of adapters attached to the base at once.", min=1)] = 2048,
+    memory_mb: Annotated[int, typer.Option(help="MiB of adapters kept in memory beside those.", min=1)] = 4096,
     ray: Annotated[bool, typer.Option("--ray", help="Serve in replicas on Ray Serve.")] = False,
     replicas: Annotated[int | None, typer.Option(min=1, metavar="N", help="Replicas of --ray.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Print a new key and its hash, and end.")] = False,
@@ -65,7 +66,7 @@ def serve(
     found = read_keys(keys, os.environ.get(VARIABLE))
     if host not in LOOPBACK and not found:
         raise UsageError(f"--host {host} opens the server to others: set a key with --keys FILE or ${VARIABLE} first")
-    settings = ServeSettings(timeout=timeout, device_bytes=device_mb * MIB)
+    settings = ServeSettings(timeout=timeout, device_bytes=device_mb * MIB, memory_bytes=memory_mb * MIB)
     name = base or o.default_base()
     served = Served(name, device, dtype, Store().root, found, settings, host in LOOPBACK)
     where = f"http://{host}:{port} (page at /, API at /docs)"

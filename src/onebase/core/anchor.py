@@ -292,7 +292,9 @@ class Anchor:
         """
         mask = call["attention_mask"]
         multiple = packed_multiple(mask.device) if alone else 1
-        packing = make_packing(mask, multiple=multiple, kinds=plan.prefixed() if plan.has_kv else None)
+        # packed rows with prefixes need no masks: each prefix stands before its own rows only
+        always = plan.has_kv and mask.device.type == "cpu" and not torch.is_grad_enabled()
+        packing = make_packing(mask, always, multiple, plan.prefixed() if plan.has_kv else None)
         if packing is None:
             return
         position = call.get("position_ids")
