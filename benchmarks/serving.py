@@ -14,14 +14,17 @@ answer does not matter, how long it takes does), a real server is started on it,
 - latency: requests arrive at random times (Poisson), at LOAD of what this server just did, whatever it does now; from
   the planned arrival to the answer, so that a request that had to wait to be sent has waited.
 
-Texts have 128 tokens and differ; which adapter is asked follows Zipf's law. "switching" is a server of the same kind
-around PEFT: LoRA of the same size, in float32 always, one request at a time, `set_adapter` before each.
+Texts have 128 tokens and differ; which adapter is asked follows Zipf's law. "switching" and "peft-mixed" are servers of
+the same kind around PEFT, with LoRA of the same size and the dtype of the others: the first answers one request at a
+time, `set_adapter` before each; the second what waits, up to 32 rows, in one batch with `adapter_names`. "processes" is
+a server of this project for each of eight adapters, against one server of the same eight ("together").
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -32,7 +35,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,9 @@ METHODS = {
     "prefix": "prefix(length=10)",
     "prompt": "prompt(length=10)",
 }
-MIXED, MANY = "mixed", "many"
+MIXED, MANY, PROCESSES = "mixed", "many", "processes"
+PEERS = ("switching", "peft-mixed")
+EIGHT = 8  # adapters of "processes": each holds a base of its own
 LOAD = 0.7
 TASK = {"kind": "classification", "labels": ["bad", "good"], "pooling": "mean", "max_length": 128}
 TOKENS, ZIPF, CHECKED = 128, 1.0, 4
@@ -116,32 +121,32 @@ def running(words: Sequence[str], port: int, **environment: str) -> Iterator[int
 
 
 class Client:
-    """One connection that asks and waits: bare HTTP, so that measuring costs little of what is measured.
+    """Asks and waits, over one connection to each server: bare HTTP, so that measuring costs little.
 
     Args:
-        port: of the server on this machine.
+        port: of the server on this machine, or of the server of each adapter.
     """
 
-    def __init__(self, port: int):
+    def __init__(self, port: int | Mapping[str, int]):
         self.port = port
-        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def ask(self, body: dict[str, Any], path: str = "/v1/classify") -> tuple[int, bytes]:
         """Return status and body of the answer; connects anew where the server has closed an idle connection."""
-        fresh = self.streams is None
+        port = self.port if isinstance(self.port, int) else self.port[body["model"]]
+        fresh = port not in self.streams
         try:
-            return await self._ask(body, path)
+            return await self._ask(port, body, path)
         except (asyncio.IncompleteReadError, ConnectionError):
             if fresh:
                 raise
-            self.close()
-            self.streams = None
-            return await self._ask(body, path)
+            self.streams.pop(port)[1].close()
+            return await self._ask(port, body, path)
 
-    async def _ask(self, body: dict[str, Any], path: str) -> tuple[int, bytes]:
-        if self.streams is None:
-            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
-        reader, writer = self.streams
+    async def _ask(self, port: int, body: dict[str, Any], path: str) -> tuple[int, bytes]:
+        if port not in self.streams:
+            self.streams[port] = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = self.streams[port]
         data = json.dumps(body).encode()
         lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(data)}"]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
@@ -153,8 +158,8 @@ class Client:
 
     def close(self) -> None:
         """Hang up."""
-        if self.streams is not None:
-            self.streams[1].close()
+        for _, writer in self.streams.values():
+            writer.close()
 
 
 def requests_of(names: Sequence[str], texts: Sequence[str], count: int) -> list[dict[str, Any]]:
@@ -162,7 +167,9 @@ def requests_of(names: Sequence[str], texts: Sequence[str], count: int) -> list[
     return [{"model": n, "input": texts[i % len(texts)]} for i, n in enumerate(popular(names, count))]
 
 
-async def throughput(port: int, bodies: Sequence[dict[str, Any]], clients: int, seconds: float) -> dict[str, float]:
+async def throughput(
+    port: int | Mapping[str, int], bodies: Sequence[dict[str, Any]], clients: int, seconds: float
+) -> dict[str, float]:
     """Ask with so many clients at once; return answers per second."""
     place, done, until = 0, 0, time.perf_counter() + seconds
 
@@ -181,7 +188,9 @@ async def throughput(port: int, bodies: Sequence[dict[str, Any]], clients: int, 
     return {"per_second": round(done / (time.perf_counter() - began), 2), "answers": done}
 
 
-async def latency(port: int, bodies: Sequence[dict[str, Any]], rate: float, seconds: float) -> dict[str, float]:
+async def latency(
+    port: int | Mapping[str, int], bodies: Sequence[dict[str, Any]], rate: float, seconds: float
+) -> dict[str, float]:
     """Ask at random times, `rate` a second; return milliseconds from the planned time to the answer."""
     chance, took, idle = random.Random(1), [], []
     refused = 0
@@ -214,7 +223,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 90, 99)}
 
 
-def measure(port: int, names: Sequence[str], texts: Sequence[str], args: Any) -> dict[str, Any]:
+def measure(port: int | Mapping[str, int], names: Sequence[str], texts: Sequence[str], args: Any) -> dict[str, Any]:
     """Measure a server; every adapter is asked once before."""
 
     async def warm() -> None:
@@ -227,7 +236,9 @@ def measure(port: int, names: Sequence[str], texts: Sequence[str], args: Any) ->
     return under_load(port, names, texts, args, args.seconds)
 
 
-def under_load(port: int, names: Sequence[str], texts: Sequence[str], args: Any, seconds: float) -> dict[str, Any]:
+def under_load(
+    port: int | Mapping[str, int], names: Sequence[str], texts: Sequence[str], args: Any, seconds: float
+) -> dict[str, Any]:
     """Measure throughput for so many seconds, then latency at a part of it."""
     bodies = requests_of(names, texts, 100_000)
     found: dict[str, Any] = {"throughput": asyncio.run(throughput(port, bodies, args.clients, seconds))}
@@ -255,12 +266,14 @@ def check(base: Any, home: Path, port: int, names: Sequence[str], texts: Sequenc
     return worst
 
 
-# -- a server that switches --------------------------------------------------------------------------------------------
+# -- servers around PEFT -----------------------------------------------------------------------------------------------
 
 
-def switching_server(port: int, count: int) -> None:
-    """Serve LoRA adapters of PEFT: one request at a time, and before each the model is switched."""
+def peft_server(kind: str, port: int, count: int, dtype: str) -> None:
+    """Serve LoRA adapters of PEFT: one request after the other, or what waits in mixed batches."""
+    import queue
     import threading
+    from concurrent.futures import Future
 
     import torch
     import uvicorn
@@ -269,7 +282,7 @@ def switching_server(port: int, count: int) -> None:
 
     import onebase as ob
 
-    base = ob.load_base("minilm")
+    base = ob.load_base("minilm", dtype=dtype)
     tokenizer, config = base.tokenizer, LoraConfig(r=8, target_modules=["query", "value"])
     model = get_peft_model(base.model, config, adapter_name="a000").eval()
     for i in range(1, count):
@@ -281,17 +294,41 @@ def switching_server(port: int, count: int) -> None:
     def ready() -> dict[str, str]:
         return {"status": "ready"}
 
-    def answer(name: str, text: str) -> dict[str, float]:
-        with lock, torch.no_grad():
+    def answer(names: list[str], texts: list[str], **more: Any) -> list[dict[str, float]]:
+        batch = tokenizer(texts, truncation=True, max_length=TOKENS, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**batch, **more).last_hidden_state.float().mean(1)
+            found = [heads[name](state).softmax(-1).tolist() for name, state in zip(names, states)]
+        return [{"bad": bad, "good": good} for bad, good in found]
+
+    def alone(name: str, text: str) -> dict[str, float]:
+        with lock:
             model.set_adapter(name)
-            batch = tokenizer([text], truncation=True, max_length=TOKENS, return_tensors="pt")
-            states = model(**batch).last_hidden_state.mean(1)
-            bad, good = heads[name](states).softmax(-1)[0].tolist()
-        return {"bad": bad, "good": good}
+            return answer([name], [text])[0]
+
+    waiting: queue.Queue[tuple[str, str, Future[dict[str, float]]]] = queue.Queue()
+
+    def batches() -> None:
+        while True:
+            part = [waiting.get()]
+            while len(part) < 32 and not waiting.empty():
+                part.append(waiting.get())
+            names = [name for name, _, _ in part]
+            for (_, _, future), one in zip(part, answer(names, [text for _, text, _ in part], adapter_names=names)):
+                future.set_result(one)
+
+    if kind == "peft-mixed":
+        threading.Thread(target=batches, daemon=True).start()
 
     @app.post("/v1/classify")
     async def classify(body: dict[str, Any]) -> dict[str, Any]:
-        chances = await asyncio.to_thread(answer, body["model"], body["input"])
+        name, text = body["model"], body["input"]
+        if kind == "peft-mixed":
+            future: Future[dict[str, float]] = Future()
+            waiting.put((name, text, future))
+            chances = await asyncio.wrap_future(future)
+        else:
+            chances = await asyncio.to_thread(alone, name, text)
         return {"data": [{"probabilities": chances, "label": max(chances, key=lambda label: chances[label])}]}
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
@@ -309,15 +346,17 @@ def run(args: Any) -> dict[str, Any]:
     """Measure every case; `of_base` is the throughput over that of the base alone, measured around it."""
     import onebase as ob
 
-    chosen = [args.only] if args.only else [MIXED, *METHODS, "switching", MANY]
+    chosen = [args.only] if args.only else [MIXED, *METHODS, *PEERS, PROCESSES, MANY]
     cases: dict[str, Any] = {}
     with ob.load_base("minilm") as base:
         texts = make_texts(base.tokenizer, 256)
         with tempfile.TemporaryDirectory() as folder:
             before = served(base, Path(folder) / "base", ["base"], texts, args)
             for case in chosen:
-                if case == "switching":
-                    cases[case] = switched(texts, args)
+                if case in PEERS:
+                    cases[case] = of_peft(case, texts, args)
+                elif case == PROCESSES:
+                    cases[case] = each_its_own(base, Path(folder) / case, texts, args)
                 elif case == MANY:
                     cases[case] = many(base, Path(folder) / case, texts, args)
                 else:
@@ -344,11 +383,29 @@ def served(base: Any, home: Path, names: Sequence[str], texts: Sequence[str], ar
         return found | measure(port, names, texts, args)
 
 
-def switched(texts: Sequence[str], args: Any) -> dict[str, Any]:
-    """Measure the server that switches."""
+def of_peft(kind: str, texts: Sequence[str], args: Any) -> dict[str, Any]:
+    """Measure a server around PEFT."""
     port, names = free_port(), [f"a{i:03d}" for i in range(args.adapters)]
-    with running([__file__, "--switching", str(port), "--adapters", str(args.adapters)], port):
+    words = ["--peft", kind, "--port", str(port), "--adapters", str(args.adapters), "--dtype", args.dtype]
+    with running([__file__, *words], port):
         return measure(port, names, texts, args)
+
+
+def each_its_own(base: Any, home: Path, texts: Sequence[str], args: Any) -> dict[str, Any]:
+    """Measure a server per adapter, and one server of all of them; with the memory of either."""
+    home.mkdir()
+    names = make_store(base, home, list(METHODS.values()), EIGHT)
+    ports = {name: free_port() for name in names}
+    with contextlib.ExitStack() as stack:
+        for port in ports.values():
+            stack.enter_context(running(serve_words(port, args.dtype), port, ONEBASE_HOME=str(home)))
+        found = measure(ports, names, texts, args)
+        held = sum(get(port, "/v1/stats")["process"]["rss_bytes"] for port in ports.values())
+    port = free_port()
+    with running(serve_words(port, args.dtype), port, ONEBASE_HOME=str(home)):
+        together = measure(port, names, texts, args)
+        one = get(port, "/v1/stats")["process"]["rss_bytes"]
+    return found | {"rss_mib": held >> 20, "adapters": EIGHT, "together": together | {"rss_mib": one >> 20}}
 
 
 def many(base: Any, home: Path, texts: Sequence[str], args: Any) -> dict[str, Any]:
@@ -383,14 +440,15 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--only", choices=[MIXED, *METHODS, "switching", MANY])
+    parser.add_argument("--only", choices=[MIXED, *METHODS, *PEERS, PROCESSES, MANY])
     parser.add_argument("--dtype", choices=list(NEAR), default="float32", help="of the base that serves")
     parser.add_argument("--dry", action="store_true", help="write no file")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
-    parser.add_argument("--switching", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--peft", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.switching:
-        switching_server(args.switching, args.adapters)
+    if args.peft:
+        peft_server(args.peft, args.port, args.adapters, args.dtype)
         return
     settings = {
         "adapters": args.adapters,
