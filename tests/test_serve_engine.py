@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -396,3 +399,29 @@ def test_the_turn_is_shared_by_those_who_share_and_by_nobody_else():
     assert order == ["alone", "shared"]
     with turns:  # free again
         pass
+
+
+KEPT = """
+import resource, sys, torch
+from onebase.devices import keep_memory
+
+if sys.argv[1] == "keep":
+    keep_memory()
+
+def layer(number):
+    parts = [torch.empty((3 << 20) + 4096 * number).fill_(1.0) for _ in range(5)]  # larger than any before
+
+layer(0), layer(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for number in range(2, 12):
+    layer(number)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is kept is what glibc can be told")
+def test_memory_is_kept_for_the_next_layer():
+    """A process that asks for it takes no pages anew; one that does not takes those of every layer again."""
+    run = [subprocess.run([sys.executable, "-c", KEPT, how], capture_output=True, text=True) for how in ("keep", "no")]
+    kept, returned = (int(one.stdout) for one in run)
+    assert 5 * kept < returned, (kept, returned)
