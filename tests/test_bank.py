@@ -256,6 +256,40 @@ def test_a_bank_drops_what_each_row_drops_alone(kind, route, lengths):
     assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-4) for a, b in zip(one, other) if a is not None)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", DROPPING)
+def test_runs_of_equal_length_are_banks_that_are_read_in_place(kind, grad, fresh):
+    """Packed: two adapters of two rows, four of one, a longer plain row, one more adapter behind it."""
+    names = ["a", "a", "b", "b", "c", "d", "e", "f", None, "g"]
+    mask = torch.arange(9) < torch.tensor([5] * 8 + [9, 5])[:, None]
+    deltas = {name: build(DROPPING[kind], seed) for seed, name in enumerate("abcdefg")}
+    own = {n: [i for i, name in enumerate(names) if name == n] for n in deltas}
+    adapters = {
+        n: Routed(n, i, AdapterModule({}), {SITE: d}, draw=Draw(i, 7, own[n]))
+        for i, (n, d) in enumerate(deltas.items())
+    }
+    x, h = torch.randn(len(names), 9, D), torch.randn(len(names), 9, D)
+    packing = make_packing(mask)
+    assert packing is not None
+    plan = lower(names, adapters.__getitem__, torch.device("cpu"))
+    plan.pack(packing)
+    with torch.set_grad_enabled(grad):
+        given = packing.pack(h)
+        new = plan.apply(packing.pack(x), given, SITE, fresh and not grad)
+        assert (new.data_ptr() == given.data_ptr()) == (fresh and not grad)
+    found = packing.unpack(new)
+    runs = {key: picked.run for key, picked in plan.picked.items() if picked.run is not None}
+    assert runs[0, 1] == (0, 20) and runs[2, 3, 4, 5] == (20, 40), runs
+    for i, name in enumerate(names):
+        if name is None:
+            expected = h[i : i + 1]
+        else:
+            adapters[name].draw = Draw(adapters[name].number, 7, [i])
+            expected = lower([name], adapters.__getitem__, torch.device("cpu")).apply(x[i : i + 1], h[i : i + 1], SITE)
+        assert torch.allclose(found[i : i + 1][:, mask[i]], expected[:, mask[i]], atol=1e-5), (i, name)
+
+
 def test_scale_is_part_of_the_signature():
     deltas = make(LoRADelta)
     deltas["b"].scale = 2.0  # type: ignore[assignment]
