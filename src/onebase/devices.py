@@ -47,18 +47,22 @@ def answering_threads(device: torch.device, alone: bool) -> tuple[int, int]:
     return count, max(1, cores // count)
 
 
-def keep_memory() -> None:
+def keep_memory(shared: bool = False) -> None:
     """Ask the C library to keep freed memory for the next forward, where it has a function for that (glibc).
 
     Otherwise the pages of what a layer computes are returned and taken anew in every layer of a larger batch: 20,000
-    page faults in a forward of 32 texts of 128 tokens, a tenth of its time. It holds for the whole process, so a server
-    asks for it, and a library call does not. `give_back_memory` still returns what is free.
+    page faults in a forward of 32 texts of 128 tokens, a tenth of its time. It holds for the whole process, which keeps
+    up to 256 MiB that nobody uses; `give_back_memory` returns what is free.
+
+    Args:
+        shared: new threads take memory from where the others do, so that what one frees another has.
     """
     option = _of_libc("mallopt")
     if option is not None:
-        option(-8, 1)  # M_ARENA_MAX: what one thread frees, another takes
         option(-3, 32 << 20)  # M_MMAP_THRESHOLD, the largest that is taken
         option(-1, 256 << 20)  # M_TRIM_THRESHOLD: bytes that may be free at the end of the heap
+        if shared:
+            option(-8, 1)  # M_ARENA_MAX
 
 
 def give_back_memory() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onebase.base import Base
-from onebase.devices import choose_device
+from onebase.devices import choose_device, keep_memory
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.quantization import quantized_options
 
@@ -41,7 +41,8 @@ def load_base(
 
     Args:
         name: a local folder, a hub id, or 'minilm' for the embedded default base.
-        device: 'cpu', 'cuda', 'cuda:1', 'mps'; a CUDA device where there is one, else the CPU.
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'; a CUDA device where there is one, else the CPU. On the CPU the process
+            keeps up to 256 MiB of freed memory from then on (`onebase.devices.keep_memory`).
         dtype: 'float32', 'bfloat16' or 'float16'; float32 by default on the CPU, the checkpoint's own on a GPU.
         attention: transformers' attention implementation ('eager', 'sdpa', ...); its default otherwise.
         quantize: keep the weights of linear maps in fewer bits: 'int8' or 'int4' (torchao), 'nf4' (bitsandbytes).
@@ -85,6 +86,8 @@ def load_base(
         raise ConfigError(f"cannot load {name}: {error}") from error
     if quantize is None:
         model.to(where)
+    if where.type == "cpu":
+        keep_memory()
     return Base(model, tokenizer, processor=processor, id=shown)
 
 

@@ -36,14 +36,14 @@ class Engine:
     """One base that answers for many.
 
     Args:
-        base: nothing else uses it while the engine runs. The process keeps freed memory, see `devices.keep_memory`.
+        base: nothing else uses it while the engine runs.
         settings: bounds.
     """
 
     def __init__(self, base: Base, settings: ServeSettings):
         if base.reads_images:  # a request would name files of this machine
             raise UnsupportedError(f"{base.id} reads images, which the server does not take: use onebase predict")
-        keep_memory()
+        keep_memory(shared=True)
         self.base, self.settings = base, settings
         self.turns, self.encoding = Turns(), base.encoding
         self.tiers = Tiers(base, self.turns, settings.device_bytes, settings.memory_bytes)
