@@ -346,7 +346,7 @@ def run(args: Any) -> dict[str, Any]:
     """Measure every case; `of_base` is the throughput over that of the base alone, measured around it."""
     import onebase as ob
 
-    chosen = [args.only] if args.only else [MIXED, *METHODS, *PEERS, PROCESSES, MANY]
+    chosen = args.only or [MIXED, *METHODS, *PEERS, PROCESSES, MANY]
     cases: dict[str, Any] = {}
     with ob.load_base("minilm") as base:
         texts = make_texts(base.tokenizer, 256)
@@ -440,7 +440,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--only", choices=[MIXED, *METHODS, *PEERS, PROCESSES, MANY])
+    parser.add_argument("--only", nargs="+", choices=[MIXED, *METHODS, *PEERS, PROCESSES, MANY])
     parser.add_argument("--dtype", choices=list(NEAR), default="float32", help="of the base that serves")
     parser.add_argument("--dry", action="store_true", help="write no file")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
@@ -471,6 +471,8 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if not args.dry:
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        if "cases" in result and args.only:  # the others stay as they were
+            result["cases"] = kept.get("cases", {}) | result["cases"]
         RESULTS.write_text(json.dumps(kept | {"machine": machine} | result, indent=2) + "\n")
     if args.soak and (result["soak"]["wrong"] or result["soak"]["failed"]):
         raise SystemExit("answers were wrong or requests failed")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WINDOW = 10.0  # seconds of rates
 FEWEST = 8  # rows that a thread takes at least, where there are so many: smaller batches cost more for each row
-CHARACTERS = 3  # of a token, roughly: rows are weighed before they are encoded
+CHARACTERS = 4  # of a token, roughly: rows are weighed before they are encoded
 
 
 class Engine:

@@ -34,7 +34,7 @@ class ServeSettings:
         drain: seconds that a shutdown waits for running requests.
     """
 
-    batch_tokens: int = 4096
+    batch_tokens: int = 8192
     batch_rows: int = 64
     answering: int | None = None
     waiting_rows: int = 8192
