@@ -471,8 +471,9 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if not args.dry:
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        if "cases" in result and args.only:  # the others stay as they were
-            result["cases"] = kept.get("cases", {}) | result["cases"]
+        own, before = (r if args.dtype == "float32" else r.get(args.dtype, {}) for r in (result, kept))
+        if "cases" in own and args.only:  # the others stay as they were
+            own["cases"] = before.get("cases", {}) | own["cases"]
         RESULTS.write_text(json.dumps(kept | {"machine": machine} | result, indent=2) + "\n")
     if args.soak and (result["soak"]["wrong"] or result["soak"]["failed"]):
         raise SystemExit("answers were wrong or requests failed")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onebase.base import Base
 
 WINDOW = 10.0  # seconds of rates
-FEWEST = 8  # rows that a thread takes at least, where there are so many: smaller batches cost more for each row
+FEWEST = 4  # rows that a thread takes at least, where there are so many: smaller batches cost more for each row
 CHARACTERS = 4  # of a token, roughly: rows are weighed before they are encoded
 
 
