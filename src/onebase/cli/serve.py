@@ -53,7 +53,7 @@ def serve(
         import uvicorn
 
         from onebase.serve.http import create_app
-        from onebase.serve.served import Served
+        from onebase.serve.served import Served, settle
     except ImportError as error:
         raise UsageError(
             f"serving needs the extra serve ({error.name} is missing): pip install 'onebase[serve]'"
@@ -79,9 +79,11 @@ def serve(
             _until_stopped()
         return
     server = served.build(open_base(name, device, dtype, out))
+    app = create_app(server)
+    settle()
     out.note(f"serving {name} and {len(server.catalog.names())} adapters on {where}")
     uvicorn.run(
-        create_app(server), host=host, port=port, log_level="debug" if debug else "warning", access_log=False,
+        app, host=host, port=port, log_level="debug" if debug else "warning", access_log=False,
         timeout_graceful_shutdown=int(settings.drain), timeout_keep_alive=5,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from onebase.clusters import connected, share
 from onebase.errors import ConfigError, OnebaseError
-from onebase.serve.served import Served
+from onebase.serve.served import Served, settle
 
 NAME = "onebase"
 # Where Ray is started here: seconds that it waits for its proxy, which gets little of few cores while replicas load,
@@ -86,7 +86,9 @@ def _replica(served: Served) -> Any:
 
             torch.set_num_threads(max(1, int(threads)))
         loaded = load_base(served.base, device=served.device, dtype=served.dtype)
-        return create_app(served.build(loaded, training=False))
+        app = create_app(served.build(loaded, training=False))
+        settle()
+        return app
 
     return serve.ingress(build)()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,3 +53,12 @@ class Served:
         if training:
             trainings = Trainings(self.base, store.root, done=lambda ref: catalog.forget(ref.partition("@")[0]))
         return Server(Engine(loaded, self.settings), catalog, self.keys, trainings, self.loopback)
+
+
+def settle() -> None:
+    """Let Python's collector pass over what a server starts with: 400,000 objects, and none of them garbage.
+
+    A full collection stops every thread, for 200 ms with them.
+    """
+    gc.collect()
+    gc.freeze()
