@@ -89,7 +89,7 @@ class Prompt(Method):
         init: 'labels' (label words, filled up from the vocabulary), 'text', 'vocabulary' or 'uniform' (+-0.5).
         text: the words to start from when init is 'text'.
         mlp: width of a training-time MLP (P-tuning), 0 for none.
-        place: 'input', or 'embedded': behind the positions and the norm of the embeddings, without a position of theirs.
+        place: 'input', or 'embedded': behind the positions and the norm of embeddings, without a position there.
         behind: real tokens of a text that stay in front of the virtual ones: 1 leaves CLS or BOS the first.
         leads: what reads the first token, a pooled head, reads the first virtual one, as heads of AdapterHub do.
     """
