@@ -129,7 +129,8 @@ def encode_prompts(base: Base, prompts: Sequence[Any], names: Sequence[str | Non
             continue
         spec: dict[str, Any] = base.adapters[name].task if name is not None else {}
         kind = spec.get("kind", "causal-lm" if isinstance(prompt, str) else "chat")
-        ids = get_task(kind).prompt(seen(base, base.tokenizer_of(name)), spec, prompt)
+        with base.encoding:
+            ids = get_task(kind).prompt(seen(base, base.tokenizer_of(name)), spec, prompt)
         rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
     return rows
 

@@ -182,6 +182,7 @@ class _Finder:
             causal=row.causal,
             embed=embed,
             embedded=embedded,
+            placed=embedded is not None and "position_ids" in _arguments(embedded),
             width=width,
             hidden=width if row.hidden is None else row.hidden,
             position_start=row.position_start,

@@ -60,10 +60,6 @@ class Anchor:
             n for n, p in inspect.signature(stack.module.forward).parameters.items() if p.kind != p.VAR_KEYWORD
         ]
         self.cache = CACHES[0] if CACHES[0] in self.names else CACHES[1]  # what this stack calls its KV cache
-        # whether embeddings add positions: where attention turns by them instead, virtual tokens behind have theirs
-        self.placed = (
-            stack.embedded is not None and "position_ids" in inspect.signature(stack.embedded.forward).parameters
-        )
         self.types = any(name.endswith("token_type_ids") for name, _ in stack.module.named_buffers())
         self.watched: list[LayerHook] = []
         self.lock = threading.Lock()
@@ -378,7 +374,7 @@ class Anchor:
         embeds = self.stack.embed(source) if embeds is None else embeds  # words were embedded before
         call["inputs_embeds"], call["input_ids"] = self._with_virtual(plan, embeds), None
         still = [len(t) if number in plan.standing else 0 for number, t in enumerate(plan.virtual)]  # type: ignore[arg-type]
-        self._move_positions(layout, call, self._of_rows(plan, still) if plan.standing and self.placed else None)
+        self._move_positions(layout, call, self._of_rows(plan, still) if plan.standing and self.stack.placed else None)
         if call.get("token_type_ids") is not None:
             call["token_type_ids"] = layout.spread(call["token_type_ids"])
         if cache is not None:

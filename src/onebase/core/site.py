@@ -189,6 +189,7 @@ class Stack:
         embed: the token embedding module; where images are read, the one that embeds patches.
         embedded: module that makes embedded tokens into what the layers read (positions, types, norm), where the stack
             has one, or None.
+        placed: `embedded` adds the positions; where attention turns by them instead, what stands behind it has its own.
         width: D of an embedded token, and so of a virtual one.
         hidden: D of the states that the stack returns.
         position_start: first position id, or None where positions need not be counted.
@@ -214,6 +215,7 @@ class Stack:
     causal: bool = False
     embed: Any = field(repr=False, default_factory=nn.Identity)
     embedded: nn.Module | None = field(repr=False, default=None)
+    placed: bool = False
     width: int = 0
     hidden: int = 0
     position_start: int | None = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from onebase.errors import ConfigError
 
@@ -53,8 +53,8 @@ class ServeSettings:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        wrong = [f"{name} = {value!r}" for name, value in given.items() if value is not None and not value > 0]
+        given = asdict(self).items()
+        wrong = [f"{name} = {value!r}" for name, value in given if value is not None and not value > 0]
         if wrong:
             raise ConfigError(f"{', '.join(wrong)}: expected more than 0")
 

@@ -66,8 +66,7 @@ class Writer:
             entry, asked = item.payload.entry, item.payload
             name = None if entry is None else entry.name
             try:
-                with self.engine.encoding:
-                    ids = encode_prompts(self.base, [asked.prompt], [name])[0].ids
+                ids = encode_prompts(self.base, [asked.prompt], [name])[0].ids
                 limit, most = self.base.anatomy.stacks[-1].position_limit, asked.sampling.max_new_tokens
                 if limit is not None and len(ids) + most > limit:
                     raise RouteError(
