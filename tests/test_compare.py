@@ -36,13 +36,15 @@ needs_base = pytest.mark.skipif(embedded_folder() is None, reason="the embedded 
 def test_a_small_comparison_and_going_on(tmp_path) -> None:
     base = ob.load_base("minilm", dtype="float32")
     before = [p.clone() for p in base.model.parameters()]
-    asked = {"folder": tmp_path, "methods": ["full", "bitfit"], "epochs": 1, "budget": 300.0}
+    asked = {"folder": tmp_path, "methods": ["full", "head", "bitfit"], "epochs": 1, "budget": 300.0}
     found = ob.compare(base, ROWS, seeds=1, **asked)
     assert {r.method for r in found.results} == {"full", "bitfit", "head only"}
     assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
     assert all(r.low <= r.value <= r.high and r.high > 0 for r in found.results)
     assert next(r for r in found.results if r.method == "full").bytes > 80_000_000
     assert found.advice.method in {r.method for r in found.results}
+    with pytest.raises(ConfigError, match="name one more"):
+        ob.compare(base, ROWS, folder=tmp_path / "none", methods=["head"])
     with pytest.raises(ConfigError, match="--resume"):
         ob.compare(base, ROWS, seeds=1, **asked)
     lines = (tmp_path / "records.jsonl").read_text()

@@ -141,14 +141,15 @@ def test_quoted_methods_fit_the_embedded_base():
     """Every method that a command names is built, without weights."""
     from onebase.build import build_adapter, default_task
     from onebase.cli.dry_run import outline
-    from onebase.methods.registry import parse_method
+    from onebase.methods.registry import parse_method, split_methods
 
-    method = re.compile(r"""(?:-m|--method) ("[^"]+"|[a-z][a-z0-9]*)""")
-    named = {name: page for page in PAGES for command in quoted(page) for name in method.findall(command)}
+    method = re.compile(r"""(?:-m|--methods?) ("[^"]+"|[a-z][a-z0-9,]*)""")
+    quotes = ((page, text.strip('"')) for page in PAGES for command in quoted(page) for text in method.findall(command))
+    named = {name: page for page, text in quotes for name in split_methods([text])}
     assert len(named) > 15
     base, _ = outline(None)
     for name, page in named.items():
-        found = build_adapter(base, "a", parse_method(name.strip('"')), default_task(base), 0, empty=True)
+        found = build_adapter(base, "a", parse_method(name), default_task(base), 0, empty=True)
         assert found.count() > 0, f"{page_id(page)}: {name}"
 
 

@@ -53,6 +53,12 @@ def test_a_hosted_model_gets_a_plain_answer() -> None:
             plan(name)
 
 
+def test_full_fine_tuning_can_be_asked_for(folder) -> None:
+    for others in ([], ["ia3"]):
+        found = plan(folder, methods=["full", *others], length=16)
+        assert [cost.method for cost in found.costs] == ["full fine-tuning", *others]
+
+
 def test_numbers_are_checked(folder) -> None:
     with pytest.raises(ConfigError, match="tasks = 0"):
         plan(folder, tasks=0)
@@ -65,8 +71,8 @@ def test_command(folder) -> None:
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert [cost["method"] for cost in document["costs"]] == ["full fine-tuning", "lora"]
-    done = CliRunner().invoke(app, ["plan", "-b", folder, "-m", "lora", "--length", "16"])
-    assert "full fine-tuning" in done.stdout and "memory to train" in done.stdout
+    done = CliRunner().invoke(app, ["plan", "-b", folder, "-m", "lora, ia3", "--length", "16"])
+    assert "full fine-tuning" in done.stdout and "ia3" in done.stdout and "memory to train" in done.stdout
 
 
 REAL = """

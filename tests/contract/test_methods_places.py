@@ -12,9 +12,10 @@ import onebase as ob
 from onebase.base import Base
 from onebase.core.anchor import output_cache
 from onebase.core.plan import At
-from onebase.errors import ConfigError, RouteError, UnsupportedError
+from onebase.errors import ConfigError, RouteError, UnknownNameError, UnsupportedError
 from onebase.methods import parse_method
 from onebase.methods.loreft import orthonormal
+from onebase.methods.registry import split_methods
 from onebase.store import Store
 
 NEW = "<clause>"
@@ -284,6 +285,25 @@ def test_shorthand_and_settings_read_back(label):
     union = method + parse_method("lora(rank=2)")
     assert parse_method(union.shorthand()) == union
     assert parse_method({"name": union.name, "settings": union.settings()}) == union
+
+
+def test_forms_are_written_as_papers_call_them():
+    """houlsby, pfeiffer and parallel are bottlenecks; commas separate methods, but not within brackets."""
+    for form in ("houlsby", "pfeiffer", "parallel"):
+        assert parse_method(form) == ob.Bottleneck(preset=form)
+        assert parse_method(f"{form}(size=8)") == ob.Bottleneck(preset=form, size=8)
+    assert parse_method("prefix(length=30) + parallel") == ob.Prefix(length=30) + ob.Bottleneck(preset="parallel")
+    with pytest.raises(ConfigError, match="leave preset out"):
+        parse_method("houlsby(preset='pfeiffer')")
+    found = split_methods(["lora(rank=4, alpha=8), prefix,full", "ia3"])
+    assert found == ["lora(rank=4, alpha=8)", "prefix", "full", "ia3"]
+    found = split_methods(["tokens(words=('a', 'b,c')), prefix + ia3"])
+    assert found == ["tokens(words=('a', 'b,c'))", "prefix + ia3"]
+    for wrong in ("lora(", "", "lora)(", "a b"):
+        assert split_methods([wrong]) == [wrong]  # `parse_method` refuses it
+    for name in ("full", "head"):
+        with pytest.raises(UnknownNameError, match="onebase compare"):
+            parse_method(name)
 
 
 def test_unions_in_python():

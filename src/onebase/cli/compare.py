@@ -21,7 +21,9 @@ def compare(
     base: o.BaseName = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option("--methods", "-m", metavar="NAME", help="Repeatable. Default: full fine-tuning and every method."),
+        typer.Option(
+            "--methods", "-m", metavar="NAME", help="Repeatable, or with commas. Default: full and every method."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 2h.")] = "15m",
@@ -44,13 +46,14 @@ def compare(
     from onebase.comparison.advice import Limits
     from onebase.comparison.running import compare as run
     from onebase.comparison.running import document
+    from onebase.methods.registry import split_methods
 
     out = Output(as_json)
     limits = Limits(max_share=number(max_params, "--max-params"), max_slowdown=number(max_latency, "--max-latency"),
                     must_merge=must_merge, tasks=tasks)  # fmt: skip
     seconds = duration(budget)
     with open_base(base or o.default_base(), device, dtype, out) as opened:
-        found = run(opened, data, folder=folder, methods=methods, seeds=seeds, budget=seconds,
+        found = run(opened, data, folder=folder, methods=split_methods(methods or []), seeds=seeds, budget=seconds,
                     limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
                     command=shlex.join(["onebase", *sys.argv[1:]]), ray=ray)  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(document(found), indent=1), encoding="utf-8")

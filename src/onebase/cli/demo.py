@@ -23,9 +23,12 @@ def demo(
     """Train a few small adapters on the embedded base and compare them with it."""
     from onebase.cli.bases import quiet
     from onebase.demo import run_demo
+    from onebase.methods.registry import split_methods
 
     out = Output(as_json)
     quiet()
-    summary = run_demo(out.note if as_json else out.line, methods=method or None, seed=seed, epochs=epochs)
+    summary = run_demo(
+        out.note if as_json else out.line, methods=split_methods(method or []) or None, seed=seed, epochs=epochs
+    )
     if as_json:
         out.document(summary)

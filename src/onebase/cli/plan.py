@@ -19,7 +19,11 @@ def plan(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", "-m", metavar="NAME", autocompletion=o.known_methods, help="Repeatable. Default: all."
+            "--method",
+            "-m",
+            metavar="NAME",
+            autocompletion=o.known_methods,
+            help="Repeatable, or with commas. Default: all.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of an optimizer step.")] = 32,
@@ -30,12 +34,13 @@ def plan(
     """Say what each method costs on a base: parameters, files, memory, time. Reads the base's config, no weights."""
     from onebase.cli.bases import quiet
     from onebase.comparison.planning import plan as make_plan
+    from onebase.methods.registry import split_methods
 
     out = Output(as_json)
     quiet()
     name = base or o.default_base()
     out.note(f"planning for {name}: every method is measured for a moment")
-    found = make_plan(name, tasks=tasks, methods=method or (), batch=batch_size, length=length)
+    found = make_plan(name, tasks=tasks, methods=split_methods(method or []), batch=batch_size, length=length)
     if as_json:
         out.document(found)
         return

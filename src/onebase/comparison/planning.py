@@ -96,7 +96,8 @@ def plan(
     Args:
         base: folder or hub id.
         tasks: how many tasks share the base.
-        methods: shorthands; by default every method that needs no words of the user's.
+        methods: shorthands; by default every method that needs no words of the user's. Full fine-tuning is always
+            among them.
         batch: rows of an optimizer step.
         length: tokens of a row.
 
@@ -107,7 +108,7 @@ def plan(
     for name, value in (("tasks", tasks), ("batch", batch), ("length", length)):
         if value < 1:
             raise ConfigError(f"{name} = {value!r}: expected at least 1")
-    wanted = [parse_method(m) for m in methods] or default_methods()
+    wanted = [parse_method(m) for m in methods if m != "full"] if methods else default_methods()
     config, shown = read_config(base)
     whole = skeleton(config)
     limit = whole.anatomy.stacks[0].position_limit

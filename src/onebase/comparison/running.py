@@ -89,7 +89,7 @@ def compare(
         data: what `load_data` takes.
         folder: where records go.
         methods: shorthands; "full" is full fine-tuning. By default full fine-tuning and every registered method that
-            the base carries. The base's own head is always among the results.
+            the base carries. The base's own head, "head", is always among the results.
         seeds: runs of each method.
         budget: seconds in all; what does not fit is left out and said.
         limits: what the recommended method may cost.
@@ -112,9 +112,10 @@ def compare(
     began = time.monotonic()
     found = data if isinstance(data, Data) else load(data, limit=limit)
     wanted = list(methods) if methods else [FULL, *(m.shorthand() for m in default_methods())]
-    kept, refused = carried(base, wanted)
+    kept, refused = carried(base, [method for method in wanted if method not in ("head", HEAD)])
     if not kept:
-        raise ConfigError(f"no method is left to compare: {'; '.join(refused)}")
+        why = "; ".join(refused) or "the base's own head is what methods are compared with, so name one more"
+        raise ConfigError(f"no method is left to compare: {why}")
     identity = {
         "data": found.digest, "base": base.id, "fingerprint": base.fingerprint(), "epochs": epochs,
         "factors": list(FACTORS), "dtype": str(next(base.model.parameters()).dtype),

@@ -64,10 +64,10 @@ def one_group_plans(plan: Plan) -> Iterator[Plan]:
         assert group.rows is not None
         count = len(group.rows)
         plain -= count
-        alone = Group(group.adapter, None, At(group.at.draws))
-        yield Plan(count, [alone], [(0, count, alone)])
+        alone = Group(group.adapter, None, At(group.at.draws), (0, count))
+        yield Plan(count, [alone])
     if plain:
-        yield Plan(plain, [], None)
+        yield Plan(plain, [])
 
 
 def _pick(values: Tensor, rows: Tensor, batch: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -149,9 +149,8 @@ class Plan:
     Attributes:
         batch: B, rows of the stack call.
         groups: one per distinct routed adapter.
-        pieces: (start, stop, group or None) when every group is one contiguous run, else None.
-        order: inverse permutation of [group rows ..., plain rows], when they are not contiguous.
-        plain: rows without an adapter (index tensor), when not contiguous.
+        order: inverse permutation of [group rows ..., plain rows]; None where every group is one run.
+        plain: rows without an adapter (index tensor); None where every group is one run.
         layout: where virtual tokens went, or None.
         numbers: the same as `row_group`, as a list.
         positions: (B, T) position of each token, for stacks whose position embedding counts columns, or None.
@@ -162,13 +161,12 @@ class Plan:
         picked: rows of several groups together, by the numbers of the groups: many sites ask for the same.
         masks: attention masks extended over prefixes, with the masks that they extend, by what they depend on.
         packing: how the rows were packed into one, or None. Then `batch` is the number of packed tokens, and rows,
-            pieces and orders are those of tokens; `row_group` is that of the rows still.
+            runs and orders are those of tokens; `row_group` is that of the rows still.
         trunk: what happens in front of layers, a `core.trunk.Trunk`, or None.
     """
 
     batch: int
     groups: list[Group]
-    pieces: list[tuple[int, int, Group | None]] | None
     order: Tensor | None = None
     plain: Tensor | None = None
     layout: Layout | None = None
@@ -192,8 +190,6 @@ class Plan:
         ends = [0]
         for length in packing.lengths:
             ends.append(ends[-1] + length)
-        if self.pieces is not None:
-            self.pieces = [(ends[a], ends[b], group) for a, b, group in self.pieces]
         for group in self.groups:
             group.at.places = None
             group.run = None if group.run is None else (ends[group.run[0]], ends[group.run[1]])
@@ -207,6 +203,23 @@ class Plan:
             place = torch.cat([*(g.rows for g in self.groups if g.rows is not None), self.plain])
             self.order = torch.empty_like(place)
             self.order[place] = torch.arange(len(place), device=place.device)
+
+    @property
+    def in_runs(self) -> bool:
+        """Every group is one run of rows."""
+        return all(group.run is not None for group in self.groups)
+
+    def pieces(self) -> Iterator[tuple[int, int, Group | None]]:
+        """Yield (start, stop, group) of each run and (start, stop, None) of plain rows between; see `in_runs`."""
+        end = 0
+        for group in self.groups:  # in the order of their first rows
+            first, last = group.run  # type: ignore[misc]
+            if first > end:
+                yield end, first, None
+            yield first, last, group
+            end = last
+        if end < self.batch:
+            yield end, self.batch, None
 
     def prefixed(self) -> list[int]:
         """Return the columns of each row's longest prefix."""
@@ -243,8 +256,8 @@ class Plan:
         banks, rest = self._banks(live, site) if len(live) > 1 else ([], live)
         if banks or not torch.is_grad_enabled():  # a copy of h for every write is what a gradient would cost
             return self._banked(xb, hb, site, banks, rest, fresh).reshape(h.shape)
-        if self.pieces is not None:
-            parts = [self._piece(site, group, xb[a:b], hb[a:b]) for a, b, group in self.pieces]
+        if self.in_runs:
+            parts = [self._piece(site, group, xb[a:b], hb[a:b]) for a, b, group in self.pieces()]
             return torch.cat(parts, 0).reshape(h.shape)
         parts = [self._piece(site, g, xb.index_select(0, g.rows), hb.index_select(0, g.rows)) for g in self.groups]  # type: ignore[arg-type]
         if self.plain is not None and len(self.plain):
@@ -328,7 +341,7 @@ class Plan:
         equal = counts[0] if len(set(counts)) == 1 else None
         rows = torch.cat([self.groups[number].rows for number in numbers])  # type: ignore[misc]
         if sum(counts) == self.batch:  # all groups, hence in the order of `groups`, and no plain row
-            sorted_rows = self.pieces is not None or self.batch == len(numbers)
+            sorted_rows = self.in_runs or self.batch == len(numbers)
             if self.packing is None or (sorted_rows and equal):
                 order = None if sorted_rows else rows.argsort()
                 each = equal if sorted_rows else None
@@ -436,17 +449,13 @@ def lower(
     counts = [len(names) if rows is None else len(rows) for rows in indices]
     draws = [None if a.draw is None else Draws(a.draw, n, device) for a, n in zip(adapters, counts)]
     groups = [Group(a, rows, At(drawn)) for a, rows, drawn in zip(adapters, indices, draws)]
-    plan = Plan(len(names), groups, None, has_kv=any(g.adapter.has_kv for g in groups))
+    for group, own in zip(groups, members.values()):
+        group.run = (own[0], own[-1] + 1) if own[-1] - own[0] == len(own) - 1 else None
+    plan = Plan(len(names), groups, has_kv=any(g.adapter.has_kv for g in groups))
     numbers = {name: i for i, name in enumerate(members)}
     by_row = [len(groups) if name is None else numbers[name] for name in names]
     plan.has_plain = len(groups) in by_row
-    if len(groups) == 1 and groups[0].rows is None:
-        plan.pieces = [(0, len(names), groups[0])]
-    else:
-        plan.pieces = _pieces(by_row, groups)
-        for group, own in zip(groups, members.values()):
-            group.run = (own[0], own[-1] + 1) if own[-1] - own[0] == len(own) - 1 else None
-    if plan.pieces is None:
+    if not plan.in_runs:
         plain = [row for row, g in enumerate(by_row) if g == len(groups)]
         flat += plain
         order = [0] * len(flat)
@@ -456,20 +465,3 @@ def lower(
         plan.order = torch.tensor(order, device=device)
     plan.row_group, plan.numbers = torch.tensor(by_row, device=device), by_row
     return plan
-
-
-def _pieces(by_row: list[int], groups: list[Group]) -> list[tuple[int, int, Group | None]] | None:
-    """Cut rows into runs of one group each; None where a group would appear in two runs."""
-    pieces: list[tuple[int, int, Group | None]] = []
-    seen: set[int] = set()
-    start = 0
-    for row in range(1, len(by_row) + 1):
-        if row < len(by_row) and by_row[row] == by_row[start]:
-            continue
-        number = by_row[start]
-        if number < len(groups) and number in seen:
-            return None
-        seen.add(number)
-        pieces.append((start, row, groups[number] if number < len(groups) else None))
-        start = row
-    return pieces

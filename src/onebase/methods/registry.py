@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from onebase.errors import ConfigError, unknown
+from onebase.errors import ConfigError, UnknownNameError, unknown
 
 if TYPE_CHECKING:
     from onebase.methods.method import Method
@@ -34,6 +34,13 @@ BUILT_IN = {
     "vera": "onebase.methods.vera",
 }
 ENTRY_POINTS = "onebase.methods"
+# What papers call forms of a method -> the method and its settings.
+FORMS = {preset: ("bottleneck", {"preset": preset}) for preset in ("houlsby", "pfeiffer", "parallel")}
+# What is compared with adapters and is none.
+NO_ADAPTERS = {
+    "full": "full fine-tuning changes the base itself and makes no adapter",
+    "head": "a head alone leaves the base as it is, and every adapter is compared with it anyway",
+}
 
 _REGISTERED: dict[str, type[Method]] = {}
 
@@ -89,6 +96,8 @@ def get_method(name: str) -> type[Method]:
             importlib.import_module(BUILT_IN[name])
         elif name in (points := _entry_points()):
             register(points[name].load())
+    if name not in _REGISTERED and name in NO_ADAPTERS:
+        raise UnknownNameError(f"method {name!r}: {NO_ADAPTERS[name]}; onebase compare measures what it gains")
     if name not in _REGISTERED:
         raise unknown("method", name, method_names())
     return _REGISTERED[name]
@@ -104,7 +113,7 @@ def parse_method(given: str | Method | Mapping[str, Any]) -> Method:
 
     Args:
         given: ``"lora"``, ``"lora(rank=16, sites='paper')"`` (arguments are literals and are never evaluated),
-            ``"prefix + bottleneck(preset='parallel')"``,
+            ``"prefix + bottleneck(preset='parallel')"``, ``"pfeiffer"`` for ``"bottleneck(preset='pfeiffer')"``,
             ``{"name": "lora", "settings": {"rank": 16}}``, or a method instance.
 
     Raises:
@@ -118,6 +127,19 @@ def parse_method(given: str | Method | Mapping[str, Any]) -> Method:
     else:
         return given
     return get_method(name).from_settings(settings)
+
+
+def split_methods(given: Sequence[str]) -> list[str]:
+    """Return shorthands one by one of lists with commas, such as ``"lora(rank=4, alpha=8),prefix"``."""
+    found = []
+    for text in given:
+        try:
+            node = ast.parse(f"({text},)", mode="eval").body
+            parts = [ast.unparse(part) for part in node.elts]  # type: ignore[attr-defined]
+        except (SyntaxError, ValueError, AttributeError, RecursionError, MemoryError):
+            parts = [text]  # `parse_method` says what is wrong with it
+        found += parts
+    return found
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -139,7 +161,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 def _parse_call(node: ast.expr, text: str, how: str) -> tuple[str, dict[str, Any]]:
     if isinstance(node, ast.Name):
-        return node.id, {}
+        return _form(node.id, {})
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ConfigError(how)
     settings: dict[str, Any] = {}
@@ -150,4 +172,14 @@ def _parse_call(node: ast.expr, text: str, how: str) -> tuple[str, dict[str, Any
             settings[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise ConfigError(f"method {text!r}: the value of {keyword.arg!r} is not a literal") from None
-    return node.func.id, settings
+    return _form(node.func.id, settings)
+
+
+def _form(name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Write what papers call a form of a method as that method; a method that was registered as such comes first."""
+    if name not in FORMS or name in method_names():
+        return name, settings
+    method, own = FORMS[name]
+    for key in own.keys() & settings.keys():
+        raise ConfigError(f"method {name!r} is {method}({key}={own[key]!r}): leave {key} out")
+    return method, own | settings

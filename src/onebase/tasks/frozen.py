@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +43,14 @@ def _pooled(base: Base, rows: Sequence[Encoded], pooling: str, batch_size: int) 
             batch = collate([rows[i] for i in index], pad_id(base.tokenizer), device=base.device)
             out[index] = base.vectors(batch, None, pooling).cpu()
     return out
+
+
+def some_rows(sizes: Sequence[int], enough: int) -> list[int]:
+    """Return rows in a seeded order, until their sizes together are enough."""
+    order = list(range(len(sizes)))
+    random.Random(0).shuffle(order)
+    before = accumulate((sizes[i] for i in order), initial=0)
+    return [i for i, size in zip(order, before) if size < enough]
 
 
 def row_states(base: Base, examples: Examples, chosen: Sequence[int], batch_size: int) -> Iterator[tuple[int, Tensor]]:

@@ -8,7 +8,6 @@ without an answer do. In a decoder the first token sees nothing, so that there "
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +21,7 @@ from onebase.errors import ConfigError, DataError, UnsupportedError
 from onebase.heads import LinearHead
 from onebase.statistics import bootstrap_interval
 from onebase.tasks.answering import NOWHERE, Candidate, candidates, compare_answers, token_span
-from onebase.tasks.frozen import row_states
+from onebase.tasks.frozen import row_states, some_rows
 from onebase.tasks.registry import register_task
 from onebase.tasks.task import Examples, Found, Losses, Prediction, Scores, Span, Task
 
@@ -253,14 +252,7 @@ def _kept(base: Base, examples: Examples, batch_size: int = 16) -> tuple[Tensor,
 
     Targets are numbers of rows of the states.
     """
-    order = list(range(len(examples)))
-    random.Random(0).shuffle(order)
-    chosen, size = [], 0
-    for i in order:
-        if size >= BASE_TOKENS:
-            break
-        chosen.append(i)
-        size += len(examples.rows[i].ids)
+    chosen = some_rows([len(row.ids) for row in examples.rows], BASE_TOKENS)
     states, window, targets, before = [torch.zeros(0, base.anatomy.hidden_size)], [], [], 0
     assert examples.targets is not None
     for i, own in row_states(base, examples, chosen, batch_size):

@@ -6,7 +6,6 @@ that overlap; each word counts once, in the window where it has most context, in
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +17,7 @@ from onebase.encode import IGNORED, OVERLAP, Encoded, encode_windows
 from onebase.errors import ConfigError, DataError, UnsupportedError
 from onebase.heads import LinearHead
 from onebase.statistics import bootstrap_interval
-from onebase.tasks.frozen import fit_classes, row_states
+from onebase.tasks.frozen import fit_classes, row_states, some_rows
 from onebase.tasks.metrics import metric_of
 from onebase.tasks.registry import register_task
 from onebase.tasks.tagging import (
@@ -294,14 +293,7 @@ def _token_labels(row: Encoded, places: Sequence[int], golds: Sequence[int]) -> 
 
 def _word_states(base: Base, examples: Examples, batch_size: int = 32) -> tuple[Tensor, Tensor]:
     """Return frozen states (n, D) of words, float32 on the CPU, and their tags (n,)."""
-    order = list(range(len(examples)))
-    random.Random(0).shuffle(order)
-    chosen, size = [], 0
-    for i in order:
-        if size >= BASE_WORDS:
-            break
-        chosen.append(i)
-        size += len(examples.facts["places"][i])
+    chosen = some_rows([len(places) for places in examples.facts["places"]], BASE_WORDS)
     vectors, targets = [torch.zeros(0, base.anatomy.hidden_size)], [torch.zeros(0, dtype=torch.long)]
     for i, own in row_states(base, examples, chosen, batch_size):
         vectors.append(own[examples.facts["places"][i]].float().cpu())
