@@ -42,6 +42,8 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
     assert all(r.low <= r.value <= r.high and r.high > 0 for r in found.results)
     assert next(r for r in found.results if r.method == "full").bytes > 80_000_000
+    own = next(r for r in found.results if r.method == "head only")
+    assert own.parameters == 2 * (384 + 1) and own.bytes == 4 * (own.parameters + 2 * 384)  # with centre and scale
     assert found.advice.method in {r.method for r in found.results}
     with pytest.raises(ConfigError, match="name one more"):
         ob.compare(base, ROWS, folder=tmp_path / "none", methods=["head"])

@@ -60,7 +60,16 @@ def compare(
     if as_json:
         out.document(document(found))
         return
-    columns = ["method", found.metric, "trained", "file", f"{tasks} tasks", "train", "latency", "merges"]
+    columns = [
+        "method",
+        found.metric,
+        "trained",
+        "file",
+        f"{tasks} task{'s' if tasks > 1 else ''}",
+        "train",
+        "latency",
+        "merges",
+    ]
     rows = [
         [r.method, metric_range(found.metric, r.value, (r.low, r.high)), percent(r.share, 2), size(r.bytes),
          size(tasks * r.bytes), f"{r.seconds:.0f} s", f"{r.slowdown:.2f}x", "yes" if r.mergeable else "no"]

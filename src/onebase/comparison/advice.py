@@ -175,10 +175,13 @@ def _misfit(result: Result, limits: Limits) -> str:
 
 
 def _cost(result: Result, equal: Sequence[Result]) -> tuple[bool, int, float, int, float]:
-    """Return what equals are sorted by: slow or not, the order of magnitude of the file, the score, the file, time."""
+    """Return what equals are sorted by: slow or not, the order of magnitude of the file, the score, the file, time.
+
+    No adapter at all is simpler than the smallest one.
+    """
     slow = speed(result) > SLOWER * min(speed(r) for r in equal)
-    smallest = min((r.bytes for r in equal if r.bytes), default=1)
-    magnitude = -1 if not result.bytes else int(math.log(result.bytes / smallest, ALIKE))
+    smallest = min((r.bytes for r in equal if r.method != HEAD), default=1)
+    magnitude = -1 if result.method == HEAD else int(math.log(result.bytes / smallest, ALIKE))
     return slow, magnitude, -result.value if result.higher else result.value, result.bytes, result.seconds
 
 

@@ -31,7 +31,8 @@ COMPARISON = """<h1>{{ advice.method or "No method fits" }}</h1>
 {% for m, why in advice.excluded.items() %}<li>{{ m }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
 <h2>Measured</h2><div class="wide"><table>
 <tr><th>method</th><th>{{ metric }}</th><th>95 % interval</th><th>seeds</th><th>p, best</th><th>p, full</th>
-<th>trained</th><th>share</th><th>file, bytes</th><th>{{ tasks or 1 }} tasks, bytes</th><th>training s</th>
+<th>trained</th><th>share</th><th>file, bytes</th>
+<th>{{ tasks or 1 }} task{{ "s" if (tasks or 1) > 1 }}, bytes</th><th>training s</th>
 <th>memory MB</th><th>one text ms</th><th>merged ms</th><th>texts/s</th><th>slowdown</th><th>forgetting</th><th>ECE</th>
 <th>fixed</th><th>broken</th><th>rate</th></tr>
 {% for r in results %}<tr{% if r.method == advice.method %} class="chosen"{% endif %}><td>{{ r.method }}

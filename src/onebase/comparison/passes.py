@@ -150,11 +150,13 @@ def own_record(work: Work, rows: int, held: int) -> dict[str, Any]:
         split = _scored(work, Pass(stage="final", candidates=(), rows=rows, held=held))
         scores, told = answers(base, None, adapter.task, adapter.base_head, run.examples[split].for_base)
         taken = speeds(base, adapter.name, work.data)
+        count, values = adapter.count(), sum(p.numel() for p in base.model.parameters())
+        kept = (tensor for name, tensor in adapter.tensors().items() if name.startswith("base_head."))
         return {
             "stage": "final", "method": HEAD, "seed": 0, "lr": None, **_scores(scores), **told, "seconds": 0.0,
-            "parameters": 0, "share": 0.0, "bytes": 0, "mergeable": False, "curve": [], "forgetting": None,
-            "memory": None, "latency": taken["plain_latency"], "throughput": taken["plain_throughput"],
-            "slowdown": 1.0, "merged_latency": None, "merged_throughput": None,
+            "parameters": count, "share": count / values, "bytes": sum(tensor.nbytes for tensor in kept),
+            "mergeable": False, "curve": [], "forgetting": None, "memory": None, "latency": taken["plain_latency"],
+            "throughput": taken["plain_throughput"], "slowdown": 1.0, "merged_latency": None, "merged_throughput": None,
         }  # fmt: skip
     finally:
         discard(base, run)
