@@ -36,12 +36,13 @@ needs_base = pytest.mark.skipif(embedded_folder() is None, reason="the embedded 
 def test_a_small_comparison_and_going_on(tmp_path) -> None:
     base = ob.load_base("minilm", dtype="float32")
     before = [p.clone() for p in base.model.parameters()]
-    asked = {"folder": tmp_path, "methods": ["full", "head", "bitfit"], "epochs": 1, "budget": 300.0}
+    asked = {"folder": tmp_path, "methods": ["full", "head", "bitfit"], "epochs": 1, "budget": 300.0, "seed": 5}
     found = ob.compare(base, ROWS, seeds=1, **asked)
     assert {r.method for r in found.results} == {"full", "bitfit", "head only"}
     assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters())) and not base.adapters
     assert all(r.low <= r.value <= r.high and r.high > 0 for r in found.results)
     assert next(r for r in found.results if r.method == "full").bytes > 80_000_000
+    assert all(r.seeds == (5,) and r.latency > 0 for r in found.results if r.method != "head only")
     own = next(r for r in found.results if r.method == "head only")
     assert own.parameters == 2 * (384 + 1) and own.bytes == 4 * (own.parameters + 2 * 384)  # with centre and scale
     assert found.advice.method in {r.method for r in found.results}

@@ -26,6 +26,7 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of these seeds.")] = 0,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 2h.")] = "15m",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most rows of each split.")] = None,
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the rows, at most.")] = 5,
@@ -53,23 +54,15 @@ def compare(
                     must_merge=must_merge, tasks=tasks)  # fmt: skip
     seconds = duration(budget)
     with open_base(base or o.default_base(), device, dtype, out) as opened:
-        found = run(opened, data, folder=folder, methods=split_methods(methods or []), seeds=seeds, budget=seconds,
-                    limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
+        found = run(opened, data, folder=folder, methods=split_methods(methods or []), seeds=seeds, seed=seed,
+                    budget=seconds, limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
                     command=shlex.join(["onebase", *sys.argv[1:]]), ray=ray)  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(document(found), indent=1), encoding="utf-8")
     if as_json:
         out.document(document(found))
         return
-    columns = [
-        "method",
-        found.metric,
-        "trained",
-        "file",
-        f"{tasks} task{'s' if tasks > 1 else ''}",
-        "train",
-        "latency",
-        "merges",
-    ]
+    total = f"{tasks} task{'s' if tasks > 1 else ''}"
+    columns = ["method", found.metric, "trained", "file", total, "train", "latency", "merges"]
     rows = [
         [r.method, metric_range(found.metric, r.value, (r.low, r.high)), percent(r.share, 2), size(r.bytes),
          size(tasks * r.bytes), f"{r.seconds:.0f} s", f"{r.slowdown:.2f}x", "yes" if r.mergeable else "no"]

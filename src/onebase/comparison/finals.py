@@ -31,7 +31,7 @@ def rates_of(work: Work, methods: Sequence[str]) -> dict[str, float]:
 
 
 def finals(
-    work: Work, methods: Sequence[str], seeds: int, schedule: Schedule, engine: Engine, ends: float
+    work: Work, methods: Sequence[str], seeds: range, schedule: Schedule, engine: Engine, ends: float
 ) -> Iterator[str]:
     """Train and score; yield sentences on what was cut.
 
@@ -46,19 +46,21 @@ def finals(
     rates = rates_of(work, methods)
     if not work.book.has("final", method=HEAD):
         work.book.add(own_record(work, schedule.rows, schedule.held))
-    for some in engine.rounds(range(seeds)):
+    for some in engine.rounds(seeds):
         work.stop.check()
         todo = [(m, seed) for seed in some for m in methods if not _over(work, m, seed)]
         if not todo:
             continue
         costs = work.costs(methods, engine.workers)
         needed = sum(seed_seconds(costs, [m for m, _ in todo], work.sizes, schedule.epochs, schedule.rows, False))
-        if some[0] and time.monotonic() + ENOUGH * needed > ends:
+        if some[0] != seeds[0] and time.monotonic() + ENOUGH * needed > ends:
             names = "every method has" if len(todo) == len(methods) else ", ".join(m for m, _ in todo) + " have"
             yield f"no time for seed {some[0]}, which would take about {needed:.0f} s: {names} fewer runs"
             return
         ended = False
-        for record in engine.run([_pass(work, rates, group, schedule) for group in engine.groups(todo)], ends):
+        for record in engine.run(
+            [_pass(work, rates, group, schedule, seeds[0]) for group in engine.groups(todo)], ends
+        ):
             work.book.add(record)
             ended |= record.get("ended") is not None
             if record["stage"] in ("final", "partial"):
@@ -87,9 +89,11 @@ def _over(work: Work, method: str, seed: int) -> bool:
     return any(work.book.has(stage, method=method, seed=seed) for stage in ("final", "failed"))
 
 
-def _pass(work: Work, rates: dict[str, float], group: Sequence[tuple[str, int]], schedule: Schedule) -> Pass:
+def _pass(
+    work: Work, rates: dict[str, float], group: Sequence[tuple[str, int]], schedule: Schedule, first: int
+) -> Pass:
     methods = [m for m, _ in group]
-    measured = tuple(m for m, seed in group if _first(work, m, seed))
+    measured = tuple(m for m, seed in group if _first(work, m, seed, first))
     closing = seed_seconds(work.costs(methods), methods, work.sizes, 0, schedule.rows, bool(measured))[1]
     return Pass(
         stage="final", candidates=tuple(Candidate(method=m, lr=rates[m], seed=seed) for m, seed in group),
@@ -97,8 +101,8 @@ def _pass(work: Work, rates: dict[str, float], group: Sequence[tuple[str, int]],
     )  # fmt: skip
 
 
-def _first(work: Work, method: str, seed: int) -> bool:
+def _first(work: Work, method: str, seed: int, first: int) -> bool:
     """Whether a run is the first of its method that will be whole: then its answers are timed."""
     return not any(work.book.has("final", method=method, seed=other) for other in range(seed + 1)) and all(
-        work.book.has("failed", method=method, seed=other) for other in range(seed)
+        work.book.has("failed", method=method, seed=other) for other in range(first, seed)
     )

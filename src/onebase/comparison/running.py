@@ -72,7 +72,7 @@ class Comparison:
 def compare(
     base: Base, data: Any, *, folder: str | Path, methods: Sequence[str] | None = None, seeds: int = 3,
     budget: float = 900.0, limits: Limits | None = None, resume: bool = False, say: Any = lambda text: None,
-    epochs: int = 5, limit: int | None = None, command: str = "", ray: bool = False,
+    epochs: int = 5, limit: int | None = None, command: str = "", ray: bool = False, seed: int = 0,
 ) -> Comparison:  # fmt: skip
     """Compare methods on one data set under equal budgets.
 
@@ -99,6 +99,7 @@ def compare(
         epochs: passes over the training rows, at most; every method stops early by the same rule.
         limit: most rows of each split.
         command: what the user typed, for the report.
+        seed: the first of the seeds.
         ray: train every candidate as a task of its own on Ray's workers, which load the base by its name.
 
     Returns:
@@ -125,7 +126,7 @@ def compare(
         work = Work(base, found, Book(Path(folder), resume, identity), stop, say)
         try:
             with _engine(work, ray) as engine:
-                for sentence in _steps(work, kept, seeds, epochs, began, budget, engine):
+                for sentence in _steps(work, kept, range(seed, seed + seeds), epochs, began, budget, engine):
                     cut.append(sentence)
                     say(sentence)
                 stop.check()
@@ -142,7 +143,7 @@ def compare(
         advice=recommend(results, limits), cut=tuple(cut), folder=Path(folder),
         base_bytes=sum(p.numel() * p.element_size() for p in base.model.parameters()),
         tasks=limits.tasks if limits else 1, labels=found.labels,
-        settings={"seeds": seeds, "budget": budget, "methods": kept, "split": work.split, **identity,
+        settings={"seeds": seeds, "seed": seed, "budget": budget, "methods": kept, "split": work.split, **identity,
                   "rungs": settled["rungs"], "run_epochs": settled["epochs"], "run_rows": settled["rows"]},
         versions=versions(), machine={"threads": torch.get_num_threads(), "cores": os.cpu_count(),
                                       "device": str(base.device)},
@@ -151,7 +152,7 @@ def compare(
 
 
 def _steps(
-    work: Work, methods: Sequence[str], seeds: int, epochs: int, began: float, budget: float, engine: Engine
+    work: Work, methods: Sequence[str], seeds: range, epochs: int, began: float, budget: float, engine: Engine
 ) -> Iterator[str]:
     """Warm up, plan, search and train; yield sentences on what was cut."""
     ends = began + budget
@@ -159,7 +160,7 @@ def _steps(
 
     def planned(searched: Any = None) -> Schedule:
         costs = work.costs(methods, engine.workers)
-        found = fit(costs, methods, work.sizes, ends - time.monotonic(), epochs, seeds, searched)
+        found = fit(costs, methods, work.sizes, ends - time.monotonic(), epochs, len(seeds), searched)
         work.book.add(found.record())
         return found
 
@@ -167,7 +168,7 @@ def _steps(
     schedule = Schedule.of(plans[-1]) if plans else planned()
     work.say(schedule.sentence())
     if not work.book.has("rate"):
-        yield from search(work, methods, schedule, engine)
+        yield from search(work, methods, schedule, engine, seeds[0])
         schedule = planned(schedule.rungs)  # by now it is known what passes take
         work.say(schedule.sentence())
     yield from schedule.cut

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SLACK = 1.5  # times its expected seconds that a rung may take
 
 
-def search(work: Work, methods: Sequence[str], schedule: Schedule, engine: Engine) -> Iterator[str]:
+def search(work: Work, methods: Sequence[str], schedule: Schedule, engine: Engine, seed: int) -> Iterator[str]:
     """Try the rates of a schedule's rungs; yield sentences on what was cut.
 
     Args:
@@ -25,6 +25,7 @@ def search(work: Work, methods: Sequence[str], schedule: Schedule, engine: Engin
         methods: all of them.
         schedule: says which rungs.
         engine: makes the passes.
+        seed: of every one of them.
     """
     alive = {method: list(FACTORS) for method in methods}
     for keep, rows in schedule.rungs:
@@ -34,7 +35,7 @@ def search(work: Work, methods: Sequence[str], schedule: Schedule, engine: Engin
             costs = work.costs(methods, engine.workers)
             ends = time.monotonic() + SLACK * rung_seconds(costs, methods, work.sizes, keep, rows) + 10
             ended = False
-            for record in engine.run([_pass(work, group, rows) for group in engine.groups(todo)], ends):
+            for record in engine.run([_pass(work, group, rows, seed) for group in engine.groups(todo)], ends):
                 work.book.add(record)
                 ended |= record.get("ended") is not None
             if ended or any(not _tried(work, m, f, rows) for m, f in todo):
@@ -43,8 +44,8 @@ def search(work: Work, methods: Sequence[str], schedule: Schedule, engine: Engin
         alive = {m: ranked(work, m, factors, rows) for m, factors in alive.items()}
 
 
-def _pass(work: Work, group: Sequence[tuple[str, float]], rows: int) -> Pass:
-    candidates = tuple(Candidate(method=m, lr=work.rate(m, f)) for m, f in group)
+def _pass(work: Work, group: Sequence[tuple[str, float]], rows: int, seed: int) -> Pass:
+    candidates = tuple(Candidate(method=m, lr=work.rate(m, f), seed=seed) for m, f in group)
     methods, held = [m for m, _ in group], min(HELD, work.sizes.validation)
     closing = work.costs(methods).of(methods, 0, held)
     return Pass(stage="search", candidates=candidates, factors=tuple(f for _, f in group), rows=rows, held=held,
