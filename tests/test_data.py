@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebase.data import Data, Rows, load, split_passages
-from onebase.errors import ConfigError, DataError, UnknownNameError
+from onebase.errors import ConfigError, DataError, UnknownNameError, nearest
 
 SHARED = Path(__file__).parents[2] / "shared"
 SETS = ["ag_news", "allocine_fr", "banking77", "cola", "cr", "e2e_nlg", "imdb", "mrpc", "novels_fr", "rte"]
@@ -126,6 +126,11 @@ def test_broken_encoding_names_byte_and_line(tmp_path: Path) -> None:
 def test_malformed_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"(?s){name}.*{message}"):
         load(write(tmp_path, name, content))
+
+
+def test_nearest_names_are_found_whatever_their_case() -> None:
+    assert nearest("LoRA", ["lora", "dora", "IA3"]).startswith("Did you mean 'lora'")
+    assert nearest("ia3", ["lora", "IA3", "Ia3"]).startswith("Did you mean 'IA3'?")
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def nearest(name: str, choices: Iterable[str], limit: int = 3) -> str:
     known = sorted(set(choices))
     if not known:
         return "There are none yet."
-    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
+    plain = {choice.casefold(): choice for choice in reversed(known)}  # of names that differ in case only, the first
+    close = [plain[found] for found in difflib.get_close_matches(name.casefold(), plain, n=limit, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     return f"{hint}Known: {shown}."
