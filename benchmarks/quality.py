@@ -3,8 +3,9 @@
     python benchmarks/quality.py --data ../shared/data --tasks cr,trec6 --methods "lora;bottleneck;full" --seeds 3
     python benchmarks/quality.py --summary
 
-Every run appends one line to benchmarks/results/quality.jsonl; runs that are there already are skipped. Full
-fine-tuning searches its learning rate on validation with seed 0 and then uses the best one for every seed.
+Every run appends one line to benchmarks/results/quality.jsonl, with the bits of the test rows that it got right; runs
+that are there already are skipped. Full fine-tuning searches its learning rate on validation with seed 0 and then uses
+the best one for every seed. The summary tests each method against it, over seeds and rows, Holm-adjusted over tasks.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import onebase as ob
 from onebase.methods.registry import parse_method
+from onebase.statistics import holm, paired_seeds
 from onebase.training.full import RATES, Full, trained_whole
 from onebase.training.settings import settings_for
 
@@ -39,7 +44,19 @@ def run_one(base: ob.Base, data: Any, method: str, seed: int, **settings: Any) -
         "value": run.value, "base": run.base_value, "validation": max(e["accuracy"] for e in run.history.epochs),
         "share": run.share, "best": run.history.best, "epochs": len(run.history.epochs) - 1,
         "rows_per_second": run.history.rows / run.history.seconds, "seconds": time.perf_counter() - began,
+        "right": packed(run.scores.adapter.correct),
     }  # fmt: skip
+
+
+def packed(right: Sequence[bool]) -> str:
+    """Write which rows were answered right: how many rows, then a digit of base 16 for four of them."""
+    return f"{len(right)}:{np.packbits(np.asarray(right, bool)).tobytes().hex()}"
+
+
+def unpacked(text: str) -> np.ndarray:
+    """Read what `packed` wrote: (rows,) of 0 and 1."""
+    count, bits = text.split(":")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8))[: int(count)].astype(float)
 
 
 def known() -> list[dict[str, Any]]:
@@ -75,6 +92,25 @@ def summary() -> None:
             f"base {rows[0]['base']:.4f} val {statistics.mean(r['validation'] for r in rows):.4f} "
             f"best {[r['best'] for r in rows]} {statistics.mean(r['rows_per_second'] for r in rows):.0f} rows/s"
         )
+    against_full(table)
+
+
+def against_full(table: dict[tuple[str, str, str], list[dict[str, Any]]]) -> None:
+    """Print the paired test of each method against full fine-tuning at its best rate, where rows are recorded."""
+    whole: dict[str, list[dict[str, Any]]] = {}
+    for (data, method, _), rows in table.items():
+        if method == "full" and len(rows) > len(whole.get(data, ())):
+            whole[data] = rows
+    for method in sorted({name for _, name, _ in table} - {"full"}):
+        tests = {}
+        for (data, name, _), rows in sorted(table.items()):
+            if name == method and data in whole and all(row.get("right") for row in (*rows, *whole[data])):
+                full, own = ([unpacked(row["right"]) for row in some] for some in (whole[data], rows))
+                tests[data] = paired_seeds(full, own, draws=10_000)
+        adjusted = holm([test.p_value for test in tests.values()])
+        for (data, test), p in zip(tests.items(), adjusted):
+            print(f"{data:12} {method} against full: {100 * test.difference:+.2f} points, p = {test.p_value:.3f}, "
+                  f"{p:.3f} over {len(tests)} tasks")  # fmt: skip
 
 
 def main() -> None:

@@ -33,6 +33,11 @@ def test_among_files_alike_the_score_decides() -> None:
     found = recommend(records)
     assert found.method == "lora" and found.runner_up == "dora"
     assert recommend([*records, result("bitfit", 0.89, 100, p=0.4, best="full")]).method == "bitfit"
+    no_merge = result("bottleneck", 0.905, 1300, p=0.5, best="full", slowdown=1.3)
+    whole = result("full", 0.91, 90_000_000, best="full", mergeable=True)
+    found = recommend([whole, no_merge])  # a slower adapter before a model of its own
+    assert found.method == "bottleneck" and found.runner_up == "full"
+    assert recommend([whole, no_merge], Limits(max_slowdown=1.1)).method == "full"
     slow = [result("prompt", 0.92, 100, slowdown=2.0), result("lora", 0.9, 1300, p=0.5, best="prompt", mergeable=True)]
     assert recommend(slow).method == "lora"
 

@@ -135,7 +135,8 @@ def recommend(results: Sequence[Result], limits: Limits | None = None) -> Advice
     or not, some would be found worse with other seeds. So the one-standard-error rule (Breiman et al. 1984,
     Classification and Regression Trees) says which are near enough, and Holm's test which ones are called equal.
 
-    Slow ones come last. Then the size of a file counts by its order of magnitude, and among files alike the score.
+    Full fine-tuning comes last: a model per task shares nothing and mixes with nothing. Before it come slow ones. Then
+    the size of a file counts by its order of magnitude, and among files alike the score.
 
     Args:
         results: one per method.
@@ -174,15 +175,16 @@ def _misfit(result: Result, limits: Limits) -> str:
     return ""
 
 
-def _cost(result: Result, equal: Sequence[Result]) -> tuple[bool, int, float, int, float]:
-    """Return what equals are sorted by: slow or not, the order of magnitude of the file, the score, the file, time.
+def _cost(result: Result, equal: Sequence[Result]) -> tuple[bool, bool, int, float, int, float]:
+    """Return what equals are sorted by: whether it is a model of its own, whether it is slow, file, score, file, time.
 
-    No adapter at all is simpler than the smallest one.
+    The file counts by its order of magnitude first; no adapter at all is simpler than the smallest one.
     """
-    slow = speed(result) > SLOWER * min(speed(r) for r in equal)
-    smallest = min((r.bytes for r in equal if r.method != HEAD), default=1)
-    magnitude = -1 if result.method == HEAD else int(math.log(result.bytes / smallest, ALIKE))
-    return slow, magnitude, -result.value if result.higher else result.value, result.bytes, result.seconds
+    slow = speed(result) > SLOWER * min((speed(r) for r in equal if r.method != FULL), default=1.0)
+    smallest = min((r.bytes for r in equal if r.bytes and r.method != HEAD), default=1)
+    magnitude = -1 if not result.bytes or result.method == HEAD else int(math.log(result.bytes / smallest, ALIKE))
+    score = -result.value if result.higher else result.value
+    return result.method == FULL, slow, magnitude, score, result.bytes, result.seconds
 
 
 def _beats(one: Result, other: Result) -> bool:
