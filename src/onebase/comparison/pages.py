@@ -22,9 +22,9 @@ figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } pre {
 </body></html>
 """
 
-COMPARISON = """<h1>{{ advice.method or "No method fits" }}</h1>
+COMPARISON = """<h1>{% if advice.method %}Recommended: {{ advice.method }}{% else %}No method fits{% endif %}</h1>
 <p>on {{ data }} ({{ kind }}), base {{ base }}
-{% if advice.runner_up %}; runner-up: {{ advice.runner_up }}{% endif %}</p>
+{%- if advice.runner_up %}; runner-up: {{ advice.runner_up }}{% endif %}</p>
 <ul>{% for s in advice.reasons %}<li>{{ s }}</li>{% endfor %}</ul>
 {% if cut %}<h2>What was cut</h2><ul>{% for s in cut %}<li>{{ s }}</li>{% endfor %}</ul>{% endif %}
 {% if advice.excluded %}<h2>Not considered</h2><ul>
