@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import random
 import signal
@@ -158,6 +159,27 @@ def test_training_goes_on_from_a_stored_adapter_with_a_new_label(base, tmp_path)
         ob.train(base, more, "bottleneck", init_from="r@1", store=store, **SETTINGS)
     with pytest.raises(ob.errors.UnknownNameError):
         ob.train(base, more, init_from="nobody@1", store=store, **SETTINGS)
+
+
+def test_how_rows_are_read_is_taken_over(base, tmp_path) -> None:
+    """Otherwise the head would see other vectors than it was trained on, or of another width."""
+    store = Store(tmp_path)
+    ob.train(base, ROWS, "lora(rank=2)", name="r", store=store, windows=False, overlap=3, **SETTINGS)
+    base.remove("r")
+    run = ob.train(base, ROWS, init_from="r@1", store=store, overlap=5, **SETTINGS)
+    task = base.adapters[run.name].task
+    assert (task["windows"], task["overlap"]) == (False, 5)
+    base.remove(run.name)
+    twice = itertools.pairwise(ROWS)
+    pairs = [{"text": a["text"], "text_pair": b["text"], "label": a["label"]} for a, b in twice]
+    for asked, other in (("apart", "joint"), ("joint", "apart")):
+        ob.train(base, pairs, "lora(rank=2)", name="p", store=store, pairs=asked, **SETTINGS)
+        base.remove("p")
+        run = ob.train(base, pairs, init_from="p", store=store, **SETTINGS)
+        assert base.adapters[run.name].task["pairs"] == asked
+        base.remove(run.name)
+        with pytest.raises(ConfigError, match="leave pairs out"):
+            ob.train(base, pairs, init_from="p", store=store, pairs=other, **SETTINGS)
 
 
 def test_labels_of_another_task_get_a_new_head(base, tmp_path) -> None:

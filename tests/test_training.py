@@ -181,6 +181,35 @@ def test_evaluation_shows_both_scores_for_a_loaded_adapter(base: ob.Base, run: o
     assert found.adapter.metrics["n"] == found.base.metrics["n"] == 60
 
 
+def test_a_test_split_of_the_data_is_what_is_scored(base: ob.Base, run: ob.Run) -> None:
+    """Rows of training are never scored where the data has its own test rows, or was loaded before."""
+    split = {"train": reviews(60), "test": reviews(10)}
+    found = ob.evaluate(base, split, "reviews")
+    assert (found.split, found.rows) == ("test", 10)
+    assert ob.evaluate(base, split, "reviews", split="all").rows == 70
+    loaded = ob.load_data(reviews(60))
+    for name in ("test", "validation"):
+        found = ob.evaluate(base, loaded, "reviews", split=name)
+        assert (found.split, found.rows) == (name, len(getattr(loaded, name)))
+    assert ob.evaluate(base, loaded, "reviews").split == "test"
+    with pytest.raises(ob.errors.UnknownNameError, match="Did you mean 'test'"):
+        ob.evaluate(base, loaded, "reviews", split="tset")
+
+
+def test_what_belongs_to_reading_is_refused_for_data_that_was_read(base: ob.Base, run: ob.Run) -> None:
+    loaded = ob.load_data(reviews(60))
+    with pytest.raises(ConfigError, match="limit, text given with data that is already loaded"):
+        ob.evaluate(base, loaded, "reviews", limit=5, text="nosuch")
+    with pytest.raises(ConfigError, match="label given with data that is already loaded"):
+        ob.train_many(base, [ob.Job(loaded, "lora", "j", label="nosuch", **FAST)], save=False)
+
+
+@pytest.mark.parametrize("role", ["score", "labels", "query", "document", "source", "text"])
+def test_a_column_of_any_role_is_looked_for(base: ob.Base, role: str) -> None:
+    with pytest.raises((ConfigError, DataError, ob.errors.UnknownNameError), match="nosuch"):
+        ob.train(base, reviews(40), "lora", **{role: "nosuch"}, **FAST)
+
+
 def test_pairs(base: ob.Base, store: Store) -> None:
     rows = [
         {"text": f"It is {a}.", "text_pair": f"It is {b}.", "label": "same" if (a in GOOD) == (b in GOOD) else "other"}

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from onebase.data import Data, load
-from onebase.errors import ConfigError, DataError
+from onebase.data import Data
+from onebase.data.load import taken
+from onebase.errors import ConfigError, DataError, unknown
 from onebase.examples import SPLITS, encode, encode_rows, run_examples
 from onebase.statistics import PairedTest, mcnemar_exact, paired_bootstrap
 from onebase.tasks import Examples, Scores, get_task
 
 if TYPE_CHECKING:
     from onebase.base import Base
+
+WHOLE = "all"  # every row, whatever its split
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ def evaluate(
     data: Data | str | Path | Any,
     adapter: str,
     *,
-    split: str = "test",
+    split: str | None = None,
     batch_size: int = 64,
     generate: int | None = None,
     **columns: Any,
@@ -94,9 +97,10 @@ def evaluate(
 
     Args:
         base: the base that carries the adapter.
-        data: what `load_data` takes; a single file is scored whole.
+        data: what `load_data` takes, or what it returned.
         adapter: the adapter's name.
-        split: train, validation or test, for data that comes in splits.
+        split: train, validation, test, or all of them. By default what is given as one file or table is scored whole,
+            and of what comes in splits, or was loaded before, test.
         batch_size: rows per forward.
         generate: also score what is written for the first rows, at most this many (seq2seq); None: as in training.
         columns: text=, label= ... as for `load_data`.
@@ -111,13 +115,17 @@ def evaluate(
     spec = base.adapters[adapter].task
     if spec["kind"] == "features":
         raise ConfigError(f"adapter {adapter!r} has no head to score: it gives embeddings")
-    found = data if isinstance(data, Data) else load(data, task=spec["kind"], **columns)
+    if split is not None and split not in (*SPLITS, WHOLE):
+        raise unknown("split", split, (*SPLITS, WHOLE))
+    found = taken(data, task=None if isinstance(data, Data) else spec["kind"], **columns)
     if found.kind != spec["kind"]:
         raise DataError(f"{found.source} is {found.kind} data, but adapter {adapter!r} was trained for {spec['kind']}")
-    if found.splits_made:  # one file: the splits are ours, score all of it
+    if split is None:
+        split = WHOLE if found.given == ("train",) and not isinstance(data, Data) else "test"
+    if split == WHOLE:
         task = get_task(spec["kind"])
         task.check_base(base)
-        examples, split = encode_rows(base, spec, whole(found), base.tokenizer_of(adapter)), "all"
+        examples = encode_rows(base, spec, whole(found), base.tokenizer_of(adapter))
     else:
         examples = encode(base, spec, found, base.tokenizer_of(adapter))[split]
     if not len(examples):

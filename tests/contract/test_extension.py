@@ -235,3 +235,15 @@ def test_names_and_mistakes_of_foreign_methods(others, tokenizer):
 
     with Base(make("bert"), tokenizer) as base, pytest.raises(UnsupportedError, match="tensor of the base"):
         base.add("a", TakesWeights())
+
+
+@pytest.mark.parametrize(("given", "said"), [(lambda h: h[:, :1], r"\(\d+, 1, "), (lambda h: None, "NoneType")])
+def test_a_delta_of_another_shape_is_refused(given, said):
+    """Broadcast over rows or tokens it would give each row what depends on the others."""
+    with Base(make("llama")) as base:
+        adapter = base.add("a", "lora(rank=2)")
+        for delta in adapter.routed.deltas.values():
+            delta.forward = lambda x, h, at: given(h)
+        for names in (["a"], ["a", None]):
+            with pytest.raises(ConfigError, match=f"'a' at .* returned .*{said}"), torch.no_grad():
+                checks.call_rows(base, checks.draw(names), "right")

@@ -64,14 +64,16 @@ def evaluate(
         completion=completion,
         columns=o.roles_of(column),
     )
-    if found.splits_made and split is not None:
+    single = found.given == ("train",)
+    if single and split is not None:
         raise UsageError(f"--split {split} has no meaning for {found.source}: one file is scored whole")
     loaded, routes = open_adapters([name], base, device, dtype, out)
     from onebase.evaluation import evaluate as evaluate_adapter
 
     adapter = routes[name]
     assert adapter is not None
-    result = evaluate_adapter(loaded, found, adapter, split=split or "test", batch_size=batch_size, generate=generate)
+    split = split or ("all" if single else "test")
+    result = evaluate_adapter(loaded, found, adapter, split=split, batch_size=batch_size, generate=generate)
     _show(name, found.source, loaded.adapters[adapter].ref, result, out)
 
 

@@ -18,6 +18,7 @@ from onebase.core.draw import Draw, Draws, Joined, drop
 from onebase.core.layout import Layout
 from onebase.core.packing import Packing
 from onebase.core.places import Places
+from onebase.errors import ConfigError
 
 
 @dataclass(eq=False)
@@ -250,7 +251,7 @@ class Plan:
             x = h if x is None else x
             if x.shape[:-1] != h.shape[:-1]:  # OPT flattens tokens between where x and h are caught
                 x = x.reshape(*h.shape[:-1], x.shape[-1])
-            return group.adapter.deltas[site](x, h, group.at.enter(site))  # type: ignore[operator]
+            return self._piece(site, group, x, h)
         hb = h.reshape(self.batch, -1, h.shape[-1])  # rows are outermost even where a family flattens tokens
         xb = hb if x is None else x.reshape(self.batch, -1, x.shape[-1])
         banks, rest = self._banks(live, site) if len(live) > 1 else ([], live)
@@ -361,7 +362,14 @@ class Plan:
     @staticmethod
     def _piece(site: str, group: Group | None, x: Tensor, h: Tensor) -> Tensor:
         delta = None if group is None else group.adapter.deltas.get(site)
-        return h if delta is None else delta(x, h, group.at.enter(site))  # type: ignore[operator,union-attr]
+        if delta is None:
+            return h
+        new = delta(x, h, group.at.enter(site))  # type: ignore[operator,union-attr]
+        if getattr(new, "shape", None) != h.shape:  # a narrower one would be broadcast over rows or tokens
+            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            name = group.adapter.name  # type: ignore[union-attr]
+            raise ConfigError(f"the delta of {name!r} at {site} returned {got}, expected a tensor of {tuple(h.shape)}")
+        return new
 
 
 @dataclass(frozen=True, eq=False)

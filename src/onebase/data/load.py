@@ -119,10 +119,25 @@ def load(
         source=name,
         digest=digest_of(kind, splits),
         splits_made="validation" not in given,
+        given=tuple(given),
         columns={role: ", ".join(names) for role, names in found.items()} if not running else {},
         notes=tuple(notes),
         **splits,
     )
+
+
+def taken(data: Any, *, seed: int = 0, **options: Any) -> Data:
+    """Return data that was loaded before as it is, else load it.
+
+    Raises:
+        ConfigError: options of reading are given for data that was read already.
+    """
+    if not isinstance(data, Data):
+        return load(data, seed=seed, **options)
+    given = [key for key, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)} given with data that is already loaded: pass them to load_data")
+    return data
 
 
 def _asked(

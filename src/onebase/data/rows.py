@@ -172,6 +172,8 @@ class Data:
     """True where validation or test was cut from the rows given, False where the data came split"""
     columns: dict[str, str]
     """role -> name of the column used (several are joined by commas); empty for plain text"""
+    given: tuple[str, ...] = SPLITS
+    """names of the splits that the data came with; ("train",) where one file or table was cut"""
     notes: tuple[str, ...] = ()
     """what a person should know about the splits and labels, one sentence each"""
 

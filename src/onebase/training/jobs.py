@@ -11,6 +11,7 @@ from typing import Any
 
 from onebase.data import Data, load
 from onebase.data.files import EXTENSIONS, SPLIT_NAMES
+from onebase.data.load import taken
 from onebase.errors import ConfigError, OnebaseError, unknown
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
@@ -338,4 +339,4 @@ def data_of(job: Job) -> Data:
     """Read a job's data as `train_many` would."""
     more = dict(job.more)
     reading = reading_options(more)
-    return job.data if isinstance(job.data, Data) else load(job.data, seed=more.get("seed") or 0, **reading)
+    return taken(job.data, seed=more.get("seed") or 0, **reading)

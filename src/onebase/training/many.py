@@ -195,7 +195,7 @@ def _load_once(jobs: Sequence[Job]) -> list[Any]:
     found = []
     for job in jobs:
         if isinstance(job.data, Data):
-            found.append(job.data)
+            found.append(data_of(job))
             continue
         options = reading_options(dict(job.more))
         source = job.data if isinstance(job.data, str) else id(job.data)

@@ -99,10 +99,6 @@ def train(
     label: str | None = None,
     prompt: str | None = None,
     completion: str | None = None,
-    labels: str | None = None,
-    score: str | None = None,
-    query: str | None = None,
-    document: str | None = None,
     limit: int | None = None,
     max_length: int | None = None,
     template: str | None = None,
@@ -125,8 +121,8 @@ def train(
         name: stores `name@version` and attaches the adapter under this name; None attaches it under the method's
             name and stores nothing.
         task: a kind, see `onebase.tasks.task_kinds`; found from the data by default.
-        text, text_pair, label, prompt, completion, labels, score, query, document: columns; found by default. Those of
-            further roles are named alike: source=, messages=, anchor=, ...
+        text, text_pair, label, prompt, completion: columns; found by default. Those of further roles are named alike:
+            score=, query=, source=, messages=, ...
         limit: the most rows of each split (a stratified sample); None takes all.
         max_length: tokens per row; what the base takes, at most 512, or blocks of 256 for plain text.
         template: e.g. ``"Review: {text}"`` or ``"{prompt}\\n{completion}"``; for conversations "chatml" or a Jinja
@@ -141,8 +137,7 @@ def train(
         remember: further facts that checkpoints keep, JSON values.
         track: also report to 'tensorboard' (files in the store's folder `tracking`), 'wandb' or 'mlflow', or several.
         settings: see `Settings`: lr, epochs, batch_size, seed, ...; and the options of the task, such as
-            class_weights or windows (see `onebase.tasks`), and the columns of further roles: source, target, messages,
-            anchor, positive, negative, score.
+            class_weights or windows (see `onebase.tasks`), and the columns of further roles (`onebase.data.ROLES`).
 
     Where a launcher such as torchrun started several processes they train one adapter together: all call this with
     the same arguments, each computes a share of every step's rows, and the first one reports and stores.

@@ -14,13 +14,16 @@ from onebase.errors import ConfigError, CorruptError
 from onebase.heads import LinearHead
 from onebase.methods.method import Method
 from onebase.methods.registry import parse_method
+from onebase.tasks import get_task
+from onebase.tasks.pooled import PAIRS
 
 if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.store import Store
 
-# Parts of a task that a new adapter takes over, unless they are given.
+# Parts of a task that a new adapter takes over, unless they are given; and options that the data decides instead.
 KEPT = ("template", "pooling", "max_length")
+DECIDED = ("class_weights", "scheme")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +44,26 @@ class Parent:
     tensors: dict[str, Tensor]
 
     def widened(self, data: Data, options: dict[str, Any]) -> tuple[Data, dict[str, Any]]:
-        """Put the parent's labels before those that the data adds, and take over its template, pooling and length.
+        """Put the parent's labels before those that the data adds, and take over how it reads rows.
 
         Labels that have nothing in common with the parent's make a new head.
 
         Raises:
-            ConfigError: the data is of another kind.
+            ConfigError: the data is of another kind, or pairs are to be read in another way.
         """
         if data.kind != self.spec["kind"]:
             raise ConfigError(f"{self.ref} is for {self.spec['kind']}, {data.source} is {data.kind} data")
         options = dict(options)
         for key in KEPT:
             if options.get(key) is None and self.spec.get(key):
+                options[key] = self.spec[key]
+        asked, own = options.get("pairs"), self.spec.get("pairs")
+        if own in PAIRS and asked in PAIRS and asked != own:
+            raise ConfigError(
+                f"pairs = {asked!r}, but {self.ref} reads pairs {own}, as its head needs: leave pairs out"
+            )
+        for key in get_task(data.kind).options:
+            if options.get(key) in (None, "auto") and key in self.spec and key not in DECIDED:
                 options[key] = self.spec[key]
         if options.get("pooling") and not self.spec.get("labels") and data.kind in ("causal-lm", "completion"):
             options.pop("pooling")
