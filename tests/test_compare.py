@@ -58,6 +58,28 @@ def test_a_small_comparison_and_going_on(tmp_path) -> None:
 
 
 @needs_base
+def test_limits_and_columns_of_the_command(tmp_path) -> None:
+    """Each limit has its own unit, and columns are named as for train; what is wrong is said before any training."""
+    from typer.testing import CliRunner
+
+    from onebase.cli.compare import duration, share, times
+    from onebase.cli.failures import UsageError
+    from onebase.cli.main import app
+
+    assert (share("0.5%"), share("0.005"), share(None)) == (0.005, 0.005, None)
+    assert (times("1.1x"), times("2"), duration("5min"), duration("90 s")) == (1.1, 2.0, 300.0, 90.0)
+    for read, wrong in ((share, "50000"), (share, "0.5x"), (share, "0"), (times, "1.1%"), (duration, "60")):
+        with pytest.raises(UsageError, match=wrong):
+            read(wrong)
+    (tmp_path / "rows.csv").write_text("\n".join(["text,good,other", *(f"text {i},{i % 2},a{i}" for i in range(40))]))
+    asked = ["compare", "-d", str(tmp_path / "rows.csv"), "-m", "lora", "--out", str(tmp_path / "out"), "--epochs", "1"]
+    done = CliRunner().invoke(app, [*asked, "--label", "nosuch"])
+    assert done.exit_code == 1 and "nosuch" in done.output
+    with pytest.raises(ConfigError, match="limit given with data that is already loaded"):
+        ob.compare(ob.load_base("minilm"), ob.load_data(ROWS), folder=tmp_path, limit=20)
+
+
+@needs_base
 @pytest.mark.slow
 @pytest.mark.skipif(not CR.is_dir(), reason="the data sets are not there")
 def test_a_budget_that_is_too_small_gives_what_was_finished(tmp_path) -> None:

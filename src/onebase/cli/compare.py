@@ -25,6 +25,15 @@ def compare(
             "--methods", "-m", metavar="NAME", help="Repeatable, or with commas. Default: full and every method."
         ),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="KIND", rich_help_panel=o.DATA, help="Default: by columns.")
+    ] = None,
+    text: o.TextColumn = None,
+    text_pair: o.TextPairColumn = None,
+    label: o.LabelColumn = None,
+    prompt: o.PromptColumn = None,
+    completion: o.CompletionColumn = None,
+    column: o.Columns = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of these seeds.")] = 0,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 2h.")] = "15m",
@@ -50,13 +59,14 @@ def compare(
     from onebase.methods.registry import split_methods
 
     out = Output(as_json)
-    limits = Limits(max_share=number(max_params, "--max-params"), max_slowdown=number(max_latency, "--max-latency"),
-                    must_merge=must_merge, tasks=tasks)  # fmt: skip
+    limits = Limits(max_share=share(max_params), max_slowdown=times(max_latency), must_merge=must_merge, tasks=tasks)
     seconds = duration(budget)
     with open_base(base or o.default_base(), device, dtype, out) as opened:
         found = run(opened, data, folder=folder, methods=split_methods(methods or []), seeds=seeds, seed=seed,
                     budget=seconds, limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
-                    command=shlex.join(["onebase", *sys.argv[1:]]), ray=ray)  # fmt: skip
+                    command=shlex.join(["onebase", *sys.argv[1:]]), ray=ray, task=task, text=text,
+                    text_pair=text_pair, label=label, prompt=prompt, completion=completion,
+                    columns=o.roles_of(column) or None)  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(document(found), indent=1), encoding="utf-8")
     if as_json:
         out.document(document(found))
@@ -78,17 +88,28 @@ def compare(
 
 def duration(text: str) -> float:
     """Read ``90s``, ``15m`` or ``2h`` as seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", text.strip())
     if not found or float(found[1]) == 0:
         raise UsageError(f"--budget {text!r}: expected a time such as 90s, 15m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
 
 
-def number(text: str | None, option: str) -> float | None:
-    """Read ``0.5%`` as 0.005 and ``1.1x`` as 1.1."""
+def share(text: str | None) -> float | None:
+    """Read ``0.5%`` or ``0.005`` as 0.005."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%|x)?", text.strip())
-    if not found:
-        raise UsageError(f"{option} {text!r}: expected a number such as 0.5% or 1.1x")
-    return float(found[1]) / (100 if found[2] == "%" else 1)
+    found = re.fullmatch(r"(\d*\.?\d+)(%?)", text.strip())
+    value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < value <= 1:
+        raise UsageError(f"--max-params {text!r}: expected a share of the base's values such as 0.5% or 0.005")
+    return value
+
+
+def times(text: str | None) -> float | None:
+    """Read ``1.1x`` or ``1.1`` as 1.1."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d*\.?\d+)x?", text.strip())
+    if not found or float(found[1]) == 0:
+        raise UsageError(f"--max-latency {text!r}: expected how many times the base's time, such as 1.1x")
+    return float(found[1])

@@ -68,9 +68,11 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such method.
     """
-    from onebase.methods.registry import get_method
+    from onebase.methods.registry import FORMS, get_method, method_names
     from onebase.training.settings import RECIPES
 
+    if name in FORMS and name not in method_names():
+        name = FORMS[name][0]
     try:
         cls = get_method(name)
     except UnknownNameError as error:

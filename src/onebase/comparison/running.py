@@ -22,7 +22,7 @@ from onebase.comparison.schedule import FACTORS, Schedule, fit
 from onebase.comparison.searching import search
 from onebase.comparison.together import Interrupted, Interrupts
 from onebase.comparison.work import Work
-from onebase.data import Data, load
+from onebase.data.load import taken
 from onebase.errors import ConfigError, UnsupportedError
 from onebase.methods.registry import parse_method
 from onebase.training.full import check_trainable
@@ -72,7 +72,7 @@ class Comparison:
 def compare(
     base: Base, data: Any, *, folder: str | Path, methods: Sequence[str] | None = None, seeds: int = 3,
     budget: float = 900.0, limits: Limits | None = None, resume: bool = False, say: Any = lambda text: None,
-    epochs: int = 5, limit: int | None = None, command: str = "", ray: bool = False, seed: int = 0,
+    epochs: int = 5, limit: int | None = None, command: str = "", ray: bool = False, seed: int = 0, **reading: Any,
 ) -> Comparison:  # fmt: skip
     """Compare methods on one data set under equal budgets.
 
@@ -101,6 +101,7 @@ def compare(
         command: what the user typed, for the report.
         seed: the first of the seeds.
         ray: train every candidate as a task of its own on Ray's workers, which load the base by its name.
+        reading: what else `load_data` takes: task=, columns by role such as label="toxic", encoding= ...
 
     Returns:
         The results per method, what was cut to fit the budget, and the recommendation. Records are in the folder.
@@ -111,7 +112,7 @@ def compare(
     if base.adapters:
         raise ConfigError(f"compare needs a base without adapters: remove {', '.join(base.adapters)}")
     began = time.monotonic()
-    found = data if isinstance(data, Data) else load(data, limit=limit)
+    found = taken(data, limit=limit, **reading)
     wanted = list(methods) if methods else [FULL, *(m.shorthand() for m in default_methods())]
     kept, refused = carried(base, [method for method in wanted if method not in ("head", HEAD)])
     if not kept:
