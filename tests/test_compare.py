@@ -75,6 +75,9 @@ def test_limits_and_columns_of_the_command(tmp_path) -> None:
     asked = ["compare", "-d", str(tmp_path / "rows.csv"), "-m", "lora", "--out", str(tmp_path / "out"), "--epochs", "1"]
     done = CliRunner().invoke(app, [*asked, "--label", "nosuch"])
     assert done.exit_code == 1 and "nosuch" in done.output
+    (tmp_path / "rows.csv").write_bytes("text,good\ncafé,1\n".encode("latin-1"))
+    done = CliRunner().invoke(app, [*asked, "--label", "nosuch", "--encoding", "latin-1"])
+    assert "nosuch" in done.output and "UTF-8" not in done.output
     with pytest.raises(ConfigError, match="limit given with data that is already loaded"):
         ob.compare(ob.load_base("minilm"), ob.load_data(ROWS), folder=tmp_path, limit=20)
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from onebase.data.findings import Findings, Spread
 
 LABELS_SHOWN, PROBLEMS_SHOWN = 20, 50
-FILES = "Files"
 
 
 def check(
@@ -56,16 +55,10 @@ def check(
     template: Annotated[
         str | None, typer.Option(metavar="TEXT", rich_help_panel=o.DATA, help="Such as 'Review: {text}'.")
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=FILES, help="Such as cp1252. Default: UTF-8.")
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(metavar="CHAR", rich_help_panel=FILES, help="Of CSV: comma, tab, semicolon, ...")
-    ] = None,
-    quote: Annotated[
-        str | None, typer.Option(metavar="CHAR", rich_help_panel=FILES, help="Of CSV: double, single or none.")
-    ] = None,
-    sheet: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=FILES, help="Of a workbook.")] = None,
+    encoding: o.Encoding = None,
+    delimiter: o.Delimiter = None,
+    quote: o.Quote = None,
+    sheet: o.Sheet = None,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:

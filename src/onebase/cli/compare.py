@@ -34,6 +34,10 @@ def compare(
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
     column: o.Columns = None,
+    encoding: o.Encoding = None,
+    delimiter: o.Delimiter = None,
+    quote: o.Quote = None,
+    sheet: o.Sheet = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each method.")] = 3,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The first of these seeds.")] = 0,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Such as 90s, 15m, 2h.")] = "15m",
@@ -66,7 +70,8 @@ def compare(
                     budget=seconds, limits=limits, resume=resume, say=out.note, epochs=epochs, limit=limit,
                     command=shlex.join(["onebase", *sys.argv[1:]]), ray=ray, task=task, text=text,
                     text_pair=text_pair, label=label, prompt=prompt, completion=completion,
-                    columns=o.roles_of(column) or None)  # fmt: skip
+                    columns=o.roles_of(column) or None, encoding=encoding, delimiter=delimiter, quote=quote,
+                    sheet=sheet)  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(document(found), indent=1), encoding="utf-8")
     if as_json:
         out.document(document(found))

@@ -95,6 +95,19 @@ Columns = Annotated[
         "--column", metavar="ROLE=NAME", rich_help_panel=DATA, help="Column of any role: score=rating. Repeatable."
     ),
 ]
+FILES = "Files"
+Encoding = Annotated[
+    str | None,
+    typer.Option("--encoding", metavar="NAME", rich_help_panel=FILES, help="Such as cp1252. Default: UTF-8."),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option("--delimiter", metavar="CHAR", rich_help_panel=FILES, help="Of CSV: comma, tab, semicolon, ..."),
+]
+Quote = Annotated[
+    str | None, typer.Option("--quote", metavar="CHAR", rich_help_panel=FILES, help="Of CSV: double, single or none.")
+]
+Sheet = Annotated[str | None, typer.Option("--sheet", metavar="NAME", rich_help_panel=FILES, help="Of a workbook.")]
 CompletionColumn = Annotated[
     str | None, typer.Option("--completion", metavar="COLUMN", rich_help_panel=DATA, help="Column of the completion.")
 ]
