@@ -135,7 +135,7 @@ USAGE = [
     (["train", "-d", "x.csv", "-m", "lora(rnk=2)"], "Did you mean 'rank'"),
     (["train", "-d", "x.csv", "-m", "lora", "--set", "method.rank=0"], "1 to 512"),
     (["train", "-d", "x.csv", "--name", "a/b"], "cannot be used"),
-    (["train", "-d", "x.csv", "--lr", "-1"], "positive"),
+    (["train", "-d", "x.csv", "--lr", "-1"], "above 0"),
     (["train", "-d", "x.csv", "--config", "none.yaml"], "none.yaml"),
     (["train", "-d", "x.csv", "--config", "none.ini"], ".toml"),
     (["predict", "text"], "-a NAME"),
@@ -400,7 +400,7 @@ def test_predict_texts_side_by_side(shop, monkeypatch):
 
 @needs_minilm
 def test_predict_from_stdin_in_a_process(shop):
-    done = run("predict", "-a", "my-films", home=shop[0], stdin="A superb film.\n\nBoring, clumsy.\n")
+    done = run("predict", "-a", "my-films", home=shop[0], stdin="A superb film.\nBoring, clumsy.\n")
     assert done.code == 0, done.err
     assert [line.split("\t")[1] for line in done.out.splitlines()] == ["my-films", "good", "bad"]
     assert "Loading weights" not in done.err
@@ -581,3 +581,136 @@ def test_anatomy_of_a_family_without_a_row(tmp_path, tokenizer):
     assert sites["decoder/1/attention/k"]["d_out"] == 16
     plain = CliRunner().invoke(app, ["anatomy", str(tmp_path / "base")])
     assert "decoder/*/attention/q" in plain.stdout and "bottleneck  no: " in plain.stdout
+
+
+# -- what is refused before anything is loaded, and how --------------------------------------------------------------
+
+
+def invoked(*words: object, stdin: str | None = None) -> Ran:
+    found = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    return Ran(found.exit_code, found.stdout, found.stderr)
+
+
+@needs_minilm
+def test_eval_scores_what_training_would_refuse(shop, tmp_path, monkeypatch):
+    """Few rows, one class, a single row of a class; labels that are not the adapter's are named with their column."""
+    monkeypatch.setenv("ONEBASE_HOME", str(shop[0]))
+    data = tmp_path / "few.csv"
+    rows = [f"A {word} film.,good" for word in GOOD]
+    for more, count in (([], 6), (["A dull film.,bad"], 7), (["A dull film.,bad", *rows], 13)):
+        data.write_text("\n".join(["text,label", *rows, *more]) + "\n", encoding="utf-8")
+        found = invoked("eval", "tiny", "-d", data, "--json")
+        assert found.code == 0, found.err
+        assert (json.loads(found.out)["rows"], json.loads(found.out)["split"]) == (count, "all")
+    data.write_text("text,verdict\nA dull film.,poor\nA superb film.,good\n", encoding="utf-8")
+    found = invoked("eval", "tiny", "-d", data, "--label", "verdict")
+    assert found.code == 1
+    for part in ("few.csv, column 'verdict': 'poor' is not among", "'bad', 'good'", "--label COLUMN"):
+        assert part in found.err, found.err
+
+
+def test_quantize_reaches_the_base_of_many_jobs(films, monkeypatch):
+    from onebase.cli import bases
+    from onebase.errors import ConfigError
+
+    asked = []
+
+    def refuse(name, device, dtype, out, quantize=None):
+        asked.append(quantize)
+        raise ConfigError("no base in this test")
+
+    monkeypatch.setattr(bases, "open_base", refuse)
+    columns = ("--text", "review", "--label", "opinion")
+    assert invoked("train", "-d", films, *columns, "--seeds", 2, "--quantize", "int8").code == 2
+    assert asked == ["int8"]
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["train", "-d", "a.csv", "-d", "b.csv"], "--data"),
+        (["train", "-d", "a.csv", "--data=b.csv"], "--data"),
+        (["train", "--epochs", "1", "--epochs", "2"], "--epochs"),
+        (["eval", "x", "-d", "a.csv", "--split", "test", "--split", "train"], "--split"),
+        (["predict", "-a", "x", "-o", "a.csv", "-o", "b.csv", "text"], "--out"),
+    ],
+)
+def test_a_repeat_of_an_option_with_one_value_is_refused(words, option):
+    found = invoked(*words)
+    assert found.code == 2
+    assert f"{option} is given twice" in found.err
+
+
+def test_switches_and_lists_may_be_repeated(films):
+    words = ("train", "-d", films, "--set", "lr=1e-3", "--set", "epochs=1", "--json", "--json", "--text", "no")
+    assert "given twice" not in invoked(*words).err
+
+
+@needs_minilm
+def test_train_takes_several_label_columns(tmp_path):
+    data = tmp_path / "flags.csv"
+    lines = [f"text number {i},{i % 2},{i % 3 // 2},{i}" for i in range(40)]
+    data.write_text("\n".join(["text,first,second,third", *lines]) + "\n", encoding="utf-8")
+    words = ("train", "-d", data, "--label", "first", "--label", "second", "--dry-run", "--json")
+    found = invoked(*words)
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["data"]["columns"]["labels"] == "first, second"
+    assert "leave one out" in invoked(*words, "--column", "labels=third").err
+
+
+@needs_minilm
+def test_resume_says_that_no_run_has_the_name(films):
+    runs = Path(os.environ["ONEBASE_HOME"]) / "runs"
+    runs.mkdir(parents=True)
+    (runs / "other.safetensors").write_bytes(b"")
+    found = invoked("train", "--resume", "--name", "typo")
+    assert found.code == 2
+    assert "no interrupted run 'typo'; there are: other" in found.err
+    columns = ("--text", "review", "--label", "opinion")
+    found = invoked("train", "--resume", "--name", "typo", "-d", films, *columns, "--dry-run")
+    assert found.code == 0, found.err
+    assert "no interrupted run 'typo'; there are: other; training starts from the beginning" in found.err
+
+
+@needs_minilm
+def test_predict_checks_out_before_anything_is_loaded(shop, films, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEBASE_HOME", str(shop[0]))
+    own = tmp_path / "own.csv"
+    own.write_bytes(films.read_bytes())
+    for out, words in (
+        (tmp_path / "nodir" / "o.csv", "no folder"),
+        (tmp_path / "x" / ".." / "own.csv", "no folder"),
+        (own, "is the input"),
+    ):
+        found = invoked("predict", "-a", "tiny", "--file", own, "--text", "review", "--out", out)
+        assert found.code == 2
+        assert words in found.err
+        assert "loading base" not in found.err
+    assert own.read_bytes() == films.read_bytes()
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], [], ["--seeds", "2", "--dry-run"]])
+def test_train_checks_device_and_dtype_first(films, more):
+    words = ("train", "-d", films, "--text", "review", "--label", "opinion", *more)
+    for given, expected in (
+        (("--device", "gpu"), "--device 'gpu': expected cpu, cuda, cuda:N"),
+        (("--dtype", "fp16"), "--dtype 'fp16': expected float32, bfloat16 or float16"),
+    ):
+        found = invoked(*words, *given)
+        assert found.code == 2
+        assert expected in found.err
+        assert "data my films" not in found.err
+
+
+@needs_minilm
+def test_predict_refuses_texts_that_are_blank(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEBASE_HOME", str(shop[0]))
+    file = tmp_path / "lines.txt"
+    file.write_text("one\n\ntwo\n \nthree\n", encoding="utf-8")
+    found = invoked("predict", "-a", "tiny", "-f", file)
+    assert found.code == 1
+    assert "lines.txt: no text in line 2, 4" in found.err
+    assert "standard input: no text in line 2" in invoked("predict", "-a", "tiny", "-", stdin="one\r\n\r\ntwo").err
+    found = invoked("predict", "-a", "tiny", "one", " ")
+    assert found.code == 2
+    assert "text 2 of the command line is empty" in found.err

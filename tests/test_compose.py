@@ -108,7 +108,7 @@ def test_combinations_equal_those_of_peft(tokenizer, how, theirs):
         for number, name in enumerate("ab"):
             checks.disturb(base.add(name, "lora(rank=2, sites='paper', alpha=2)").module, number)
         # a rank that holds every change exactly, so that both sides are the change itself
-        full = combine("a", "b", weights=[0.6, 0.9], how=how, density=0.5)
+        full = combine("a", "b", weights=[0.6, 0.9], how=how, **({} if how == "linear" else {"density": 0.5}))
         changes = {}
         base.add("mix", full)
         for site, delta in base.adapters["mix"].module.items():
@@ -334,3 +334,26 @@ def test_the_command_stores_a_composition(tmp_path, tokenizer):
             one = base.model(**inputs)[0]
         with torch.no_grad(), base.use(parse("combine(a@1, b, weights=[.7, .3], rank=2)")):
             assert checks.gap(one, base.model(**inputs)[0]) <= EQUAL * checks.size(one)
+
+
+def test_weights_are_numbers_of_any_kind_by_place_or_by_name():
+    expected = combine("a", "b", weights=[0.25, 0.5])
+    values = torch.tensor([0.25, 0.5])
+    for weights in (values, values.numpy(), list(values.numpy()), {"b": 0.5, "a": 0.25}):
+        assert combine("a", "b", weights=weights) == expected
+    assert average("a", stack("b", "c"), weights={"a": 0.25, "stack(b, c)": 0.5}).weights == (0.25, 0.5)
+    for wrong in (0.5, "ab", {"a": 0.7}, {"a": 0.7, "c": 0.3}, {0.5, 0.25}, values[None], [True, 1], [1, "x"]):
+        with pytest.raises(ConfigError, match="combine: weights"):
+            combine("a", "b", weights=wrong)
+
+
+@pytest.mark.parametrize(
+    ("how", "given", "used"),
+    [("linear", {"density": 0.1}, "ties"), ("linear", {"seed": 7}, "dare"), ("ties", {"seed": 9}, "dare, dare_ties")],
+)
+def test_options_without_effect_are_refused(how, given, used):
+    (name, value) = next(iter(given.items()))
+    with pytest.raises(ConfigError, match=f"combine.{name} = {value} has no effect with how='{how}', only with {used}"):
+        combine("a", "b", how=how, **given)
+    with pytest.raises(ConfigError, match="has no effect"):
+        parse(f"combine(a, b, how={how!r}, {name}={value})")

@@ -585,3 +585,23 @@ def test_long_documents_take_linear_time(piece: str) -> None:
     # One paragraph of a million characters; quadratic work would take minutes.
     text = piece * (1_000_000 // len(piece))
     assert "".join("".join(s.split()) for s in sentences(text)) == "".join(text.split())
+
+
+def test_whole_data_is_not_cut_and_needs_nothing_that_only_training_needs(tmp_path: Path) -> None:
+    data = load([{"text": "one", "label": "a"}, {"text": "two", "label": "a"}], whole=True)
+    assert [len(rows) for rows in data.splits.values()] == [2, 0, 0]
+    assert (data.given, data.splits_made, data.labels) == (("train",), False, ("a",))
+    same = [{"text": f"text {i}", "label": "0.5"} for i in range(3)]
+    with pytest.raises(DataError, match=r"every score is 0\.5; there is nothing to put in order"):
+        load(same, task="regression", whole=True)
+    with pytest.raises(DataError, match="label"):  # what no score can be made of is refused as always
+        load([{"text": "one", "label": "a"}, {"text": "two", "label": None}], whole=True)
+    write(tmp_path, "train.csv", csv_of(rows_of()))
+    write(tmp_path, "test.csv", csv_of(rows_of(4)))
+    assert len(load(tmp_path, whole=True).validation)  # splits are read as always
+
+
+def test_the_folder_one_is_in_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^{tmp_path.name}: no train file"):
+        load(".")

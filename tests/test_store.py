@@ -33,7 +33,7 @@ from onebase.store import (
     render_card,
 )
 from onebase.store.disk import claim_number
-from onebase.store.names import check_name
+from onebase.store.names import check_name, clean_name, name_of_path
 from onebase.store.schema import digest_of
 from onebase.tasks.registry import BUILT_IN
 
@@ -724,3 +724,15 @@ def test_a_local_base_is_found_again_by_its_fingerprint(tmp_path: Path) -> None:
     assert base_folder(tmp_path, "sha256:ab") == folder
     folder.rmdir()
     assert base_folder(tmp_path, "sha256:ab") is None
+
+
+def test_the_name_of_the_plain_base_is_refused_and_an_old_one_can_be_removed(store, monkeypatch):
+    """Servers call the plain base so: an adapter of this name could not be asked."""
+    with pytest.raises(ConfigError, match=r"'base' means the plain base.*'my-base'"):
+        store.save("base", config=settings(), tensors=some_tensors())
+    with monkeypatch.context() as before:
+        before.setattr("onebase.store.store.check_new_name", check_name)
+        store.save("base", config=settings(), tensors=some_tensors())
+    assert [stored.ref for stored in store.list()] == ["base@1"] and store.resolve("base").tensors()
+    assert [gone.ref for gone in store.remove("base")] == ["base@1"]
+    assert clean_name("base") == "my-base" and name_of_path("base.csv") == "my-base"

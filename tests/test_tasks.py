@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from families import make
 
 import onebase as ob
 from onebase.encode import encode_windows
@@ -12,6 +14,7 @@ from onebase.examples import encode
 from onebase.tasks.classification import UNEVEN, evenness
 from onebase.training.job import Checked
 from onebase.training.prepare import make_task
+from onebase.training.settings import settings_for
 
 FAST = {"epochs": 2, "batch_size": 16, "seed": 0, "attention": "keep", "dtype": "float32"}
 WORDS = [
@@ -122,3 +125,119 @@ def test_which_epoch_is_kept(base: ob.Base, monkeypatch: pytest.MonkeyPatch, res
     own = base.adapters[run.name].tensors()
     assert all(torch.equal(own[key], value) for key, value in states[kept].items())
     base.remove(run.name)
+
+
+@pytest.fixture
+def tiny(tokenizer) -> ob.Base:
+    return ob.Base(make("bert"), tokenizer, id="tiny")
+
+
+def rows_of_two(count: int = 24) -> list[dict[str, str]]:
+    return [{"text": f"{WORDS[i % 16]} {WORDS[i * 5 % 16]} {i}", "label": "ab"[i % 2]} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("windows", "no", "expected true or false"),
+        ("windows", 1, "expected true or false"),
+        ("overlap", "x", "expected a whole number"),
+        ("overlap", -5, "expected at least 0"),
+        ("overlap", 10**6, "expected fewer tokens than max_length"),
+        ("max_length", 32.0, "expected 4 to"),
+        ("max_length", "32", "expected 4 to"),
+        ("max_length", 2, "expected 4 to"),
+        ("template", 5, "expected a text"),
+        ("pooling", "max", "expected mean, first, last"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_refused_before_training(
+    tiny: ob.Base, option: str, value: object, words: str
+) -> None:
+    shown = f"{option} = {value!r}: {words}"
+    with pytest.raises(ConfigError, match=shown):
+        make_task(tiny, ob.load_data(rows_of_two()), **{option: value})
+    with pytest.raises(ConfigError, match=shown):
+        tiny.add("a", "lora(rank=2)", task={"kind": "classification", "labels": ["a", "b"], option: value})
+    assert not tiny.adapters
+
+
+def test_numbers_of_other_libraries_are_numbers(tiny: ob.Base) -> None:
+    spec = make_task(tiny, ob.load_data(rows_of_two()), max_length=np.int64(16), overlap=np.int32(4))
+    assert (type(spec["max_length"]), type(spec["overlap"])) == (int, int)
+    settings = settings_for("lora", {"lr": np.float32(1e-3), "seed": np.int64(3), "clip": np.int8(1)})
+    assert settings.lr == pytest.approx(1e-3) and type(settings.lr) is float and type(settings.seed) is int
+    for name, value in (("seed", True), ("lr", True), ("seed", np.float64(1.5))):
+        with pytest.raises(ConfigError, match=f"train.{name}"):
+            settings_for("lora", {name: value})
+    for name in ("weight_decay", "clip"):
+        with pytest.raises(ConfigError, match=f"train.{name} = -1.0: expected a number from 0"):
+            settings_for("lora", {name: -1})
+        assert getattr(settings_for("lora", {name: 0}), name) == 0
+    with pytest.raises(ConfigError, match=r"train\.lr = 0\.0: expected a number from above 0"):
+        settings_for("lora", {"lr": 0})
+
+
+PARTIAL = [
+    {},
+    {"max_length": 16},
+    {"kind": "classification", "labels": ("a", "b")},
+    {"kind": "classification", "labels": ["a", "b"], "pair": True},
+    {"kind": "multilabel", "labels": ["a", "b"]},
+    {"kind": "regression"},
+    {"kind": "rerank"},
+    {"kind": "qa"},
+    {"kind": "tokens", "labels": ["O", "B-x", "I-x"]},
+    {"kind": "masked-lm"},
+    {"kind": "embeddings"},
+]
+WRITING = [{"kind": "causal-lm"}, {"kind": "completion"}, {"kind": "seq2seq"}]
+
+
+@pytest.mark.parametrize("task", PARTIAL, ids=str)
+def test_a_partial_task_answers_is_stored_and_is_loaded(tokenizer, task: dict[str, object]) -> None:
+    base = ob.Base(make("bert"), tokenizer, id="tiny")
+    if task.get("kind") == "masked-lm":
+        added = base.add("a", "lora(rank=2)", task=task)
+        assert added.head is not None and "tied" in added.task
+        return
+    base.add("a", "lora(rank=2)", task=task)
+    pairs = ["the river was cold"] if base.adapters["a"].task["pair"] else None
+    before = base.predict("nothing about this", "a", pairs=pairs)[0].facts()
+    ref = base.save("a").ref
+    base.remove("a")
+    base.load(ref)
+    assert base.predict("nothing about this", "a", pairs=pairs)[0].facts() == before
+    again = base.add("again", "lora(rank=2)", task=base.adapters["a"].task)
+    assert again.task == base.adapters["a"].task  # a whole spec stays as it is
+
+
+@pytest.mark.parametrize("task", WRITING, ids=str)
+def test_a_partial_task_that_writes_is_stored_and_is_loaded(tokenizer, task: dict[str, object]) -> None:
+    base = ob.Base(make("llama"), tokenizer, id="tiny")
+    base.add("a", "lora(rank=2)", task=task)
+    before = base.generate("good", "a", max_new_tokens=3)
+    ref = base.save("a").ref
+    base.remove("a")
+    base.load(ref)
+    assert base.generate("good", "a", max_new_tokens=3) == before
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (5, "task = 5: expected a mapping"),
+        ({"labels": ["a"]}, "without a kind"),
+        ({"kind": 3}, "task kind = 3"),
+        ({"kind": "classification"}, "has at least 2"),
+        ({"kind": "classification", "labels": "ab"}, "expected a list of texts"),
+        ({"kind": "classification", "labels": ["a", "a"]}, "a label is there twice"),
+        ({"kind": "classification", "labels": ["a", "b"], "max_len": 3}, "max_len = 3.*Did you mean 'max_length'"),
+        ({"kind": "classification", "labels": ["a", "b"], "class_weights": "balanced"}, "give weights"),
+    ],
+    ids=str,
+)
+def test_a_task_that_is_none_is_refused(tiny: ob.Base, task: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny.add("a", "lora(rank=2)", task=task)  # type: ignore[arg-type]
+    assert not tiny.adapters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,18 +17,17 @@ from torch import Tensor
 from onebase.adapter import Adapter
 from onebase.anatomy.anatomy import Anatomy, dissect
 from onebase.anatomy.installation import Installation
-from onebase.build import build_adapter, default_task
+from onebase.build import build_adapter, complete_task, default_task
 from onebase.compose import binding
 from onebase.compose.recipes import Composition
 from onebase.core.offload import device_of, is_offloaded
 from onebase.core.plan import Routed
 from onebase.core.quantized import quantization_of
 from onebase.core.route import as_route
-from onebase.data.messages import is_conversation
 from onebase.encode import Encoded, collate, pad_id, real_tokens
 from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
 from onebase.heads import pool
-from onebase.methods.method import Method
+from onebase.methods.method import Method, plain_number
 from onebase.methods.registry import parse_method
 from onebase.tasks import Prediction, get_task
 from onebase.words import seen
@@ -152,19 +151,26 @@ class Base:
         Args:
             name: unique on this base.
             method: a method, a shorthand such as ``"lora(rank=4)"``, or a composition of attached adapters.
-            task: kind, labels, pooling, max_length, template; see `default_task`. None: no head, or the parts' own.
+            task: kind, labels, pooling, max_length, template and options of the kind; what is missing has its default.
+                None: no head, or the parts' own.
             seed: of the initialisation.
 
         Returns:
             The adapter.
 
         Raises:
-            ConfigError: the name is taken or a setting is wrong.
+            ConfigError: the name is taken, or a setting, the task or the seed is wrong.
             UnsupportedError: this base cannot carry the method, and why.
         """
         self._open()
+        if not isinstance(name, str):
+            raise ConfigError(f"adapter name {name!r}: expected a text")
         if not name or name in self._adapters:
             raise ConfigError(f"adapter name {name!r} is {'taken: remove it first' if name else 'empty'}")
+        seed = plain_number(seed)
+        if type(seed) is not int or not -(2**63) <= seed < 2**63:
+            raise ConfigError(f"seed = {seed!r}: expected a whole number of at most 63 bits")
+        task = None if task is None else complete_task(self, task)
         if isinstance(method, Composition):
             return binding.add(self, name, method, task, seed)
         method = parse_method(method)
@@ -207,14 +213,23 @@ class Base:
         self._open()
         return load_adapter(self, ref, name, store, verify)
 
-    def save(self, name: str, *, store: Any = None, as_name: str | None = None, **facts: Any) -> Stored:
+    def save(
+        self,
+        name: str,
+        *,
+        store: Any = None,
+        as_name: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Stored:
         """Store an adapter as the next version of its name.
 
         Args:
             name: the attached adapter.
             store: a `Store`; the default store of this user otherwise.
             as_name: name in the store; the adapter's own by default.
-            facts: provenance and metrics dictionaries to keep with it.
+            provenance: where it comes from, as JSON values to keep with it.
+            metrics: its scores, to keep with it.
 
         Returns:
             The version stored: its reference, folder, digest and config.
@@ -226,7 +241,10 @@ class Base:
         from onebase.storing import save_adapter
 
         self._open()
-        return save_adapter(self, self.adapters[name], store, as_name, **facts)
+        for what, facts in (("provenance", provenance), ("metrics", metrics)):
+            if not isinstance(facts, Mapping | None):
+                raise ConfigError(f"{what} = {facts!r}: expected a mapping of JSON values")
+        return save_adapter(self, self.adapters[name], store, as_name, provenance=provenance, metrics=metrics)
 
     def import_adapter(
         self, source: str | Path, *, name: str | None = None, labels: Sequence[str] = (), rank: int | None = None
@@ -285,10 +303,15 @@ class Base:
 
         Raises:
             UnsupportedError: it is none, or a bias or weight that it needs does not exist; nothing is changed then.
+            RouteError: a route holds, in this thread or another one.
         """
         from onebase.merging import merge
 
         self._open()
+        if self._installed.context.holders:  # calls inside would apply the adapter, or another one, on top
+            raise RouteError(
+                f"cannot merge {name!r} while a route holds: leave base.use(...), and wait for calls of other threads"
+            )
         self._merged = merge(self, name)
 
     def unmerge(self) -> None:
@@ -348,6 +371,9 @@ class Base:
 
     def _check(self, names: Names) -> None:
         self._open()
+        iterable = isinstance(names, Iterable) and not isinstance(names, bytes | Mapping | set | frozenset)
+        if names is not None and not iterable:  # a set has no order
+            raise RouteError(f"adapter = {names!r}: expected one name, None for the plain base, or a list of them")
         for name in (names,) if isinstance(names, str) or names is None else names:
             if name is not None:
                 self.adapters[name]
@@ -520,10 +546,14 @@ class Base:
             n predictions.
 
         Raises:
-            UnknownNameError, RouteError: before any computing.
+            UnknownNameError, RouteError, ConfigError: before any computing.
         """
-        one = isinstance(texts, str) or (self.reads_images and not isinstance(texts, Sequence))
-        texts, pairs = ([texts] if one else list(texts)), _listed(pairs)  # type: ignore[list-item]
+        batch_size = _rows(batch_size)
+        if self.reads_images:
+            texts = [texts] if isinstance(texts, str) or not isinstance(texts, Sequence) else list(texts)
+        else:
+            texts = _listed("texts", texts)
+        pairs = None if pairs is None else _listed("pairs", pairs)
         names = self._spread(adapter, len(texts))
         self._check_predict(names, texts, pairs)
         if texts and all(self._spec(name)["kind"] == "masked-lm" for name in names):
@@ -667,7 +697,7 @@ class Base:
 
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top = {top!r}: expected words per mask, at least 1")
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts, batch_size = _listed("texts", texts), _rows(batch_size)
         return fill_masks(self, texts, self._spread(adapter, len(texts)), top, batch_size)
 
     def generate(
@@ -701,7 +731,8 @@ class Base:
             num_beams: beams per prompt.
             num_return_sequences: results per prompt.
             return_ids: return lists of new token ids instead of texts.
-            settings: further fields of transformers' GenerationConfig.
+            settings: further fields of transformers' GenerationConfig. Where one also looks at the prompt, such as
+                no_repeat_ngram_size or min_length, prompts of different length are written one length after another.
 
         Returns:
             n texts, or n lists of texts when num_return_sequences > 1.
@@ -710,19 +741,18 @@ class Base:
             UnsupportedError: the base has no LM head, an adapter does not write, or beams are to be sampled.
             RouteError: names or seeds are not as many as prompts.
             ConfigError: a setting that has no effect on the way of decoding, or is out of range.
+            DataError: a prompt is neither a text nor a conversation nor token ids that the base knows.
         """
-        from onebase.generation import Shape, generate_ids
+        from onebase.generation import Shape, generate_ids, prompts_of, seeds_of
 
         if not self.has_lm_head:
             raise UnsupportedError(f"{type(self.model).__name__} has no LM head: load a model that writes text")
-        prompts = [prompts] if isinstance(prompts, str) or is_conversation(prompts) else list(prompts)
+        prompts = prompts_of(prompts)
         names = self._spread(adapter, len(prompts))
         if not prompts:
             return []
         self._check_writers(names)
-        seeds = None if seed is None else [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        if seeds is not None and len(seeds) != len(prompts):
-            raise RouteError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        seeds = seeds_of(seed, len(prompts))
         do_sample = seeds is not None if do_sample is None else do_sample
         shaped = (temperature, top_k, top_p, min_p) != (1.0, None, None, None)
         if not do_sample and (seeds is not None or shaped):
@@ -791,5 +821,21 @@ def _content(name: str | None, row: Encoded) -> tuple:
     return name, row.content
 
 
-def _listed(value: str | Sequence[str] | None) -> list[str] | None:
-    return None if value is None else [value] if isinstance(value, str) else list(value)
+def _listed(where: str, value: Any) -> list[str]:
+    """Return one text or several as a list; the keys of a mapping and the letters of bytes are no texts."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | Mapping | set | frozenset):
+        raise ConfigError(f"{where} = {value!r}: expected a text, or a list of texts")
+    found = list(value)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}[{i}] = {text!r}: expected a text")
+    return found
+
+
+def _rows(batch_size: Any) -> int:
+    found = plain_number(batch_size)
+    if type(found) is not int or found < 1:
+        raise ConfigError(f"batch_size = {batch_size!r}: expected rows per forward, a whole number of at least 1")
+    return found

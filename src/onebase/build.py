@@ -14,11 +14,12 @@ from onebase.core.offload import devices_of
 from onebase.core.quantized import problem_of
 from onebase.core.route import as_route
 from onebase.core.site import Site
-from onebase.errors import ConfigError, UnsupportedError
+from onebase.errors import ConfigError, UnsupportedError, nearest
 from onebase.heads import TiedHead
 from onebase.image_init import image_init
-from onebase.methods.method import Init, Method
+from onebase.methods.method import Init, Method, plain_number
 from onebase.tasks import get_task
+from onebase.tasks.spec import check_options, check_spec
 from onebase.words import view, word_ids
 
 if TYPE_CHECKING:
@@ -38,6 +39,40 @@ def default_task(base: Base) -> dict[str, Any]:
         "template": "",
         "pair": False,
     }
+
+
+def complete_task(base: Base, given: Any) -> dict[str, Any]:
+    """Return the spec of a task that is given by hand, with the defaults of the base and of its kind for the rest.
+
+    Args:
+        base: the base.
+        given: kind, labels, pooling, max_length, template and options of the task; a whole spec stays as it is.
+
+    Raises:
+        ConfigError: no mapping, a key that this task does not have, or a value that it cannot use.
+        UnknownNameError: no such kind.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"task = {given!r}: expected a mapping, such as {{'kind': 'classification', 'labels': ['no', 'yes']}}"
+        )
+    plain = default_task(base)
+    if given.get("labels") and "kind" not in given:
+        raise ConfigError(f"task labels {given['labels']!r} without a kind: add one, such as 'kind': 'classification'")
+    kind = given.get("kind", plain["kind"])
+    if not isinstance(kind, str):
+        raise ConfigError(f"task kind = {kind!r}: expected a name, such as 'classification'")
+    task = get_task(kind)
+    known = {*plain, *task.options, *task.learned}
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"task {key} = {given[key]!r}: {task.kind} has no such key. {nearest(str(key), known)}")
+    own = {key: list(value) if isinstance(value, tuple) else plain_number(value) for key, value in given.items()}
+    spec, limit = {**plain, "kind": task.kind, **task.options, **own}, base.anatomy.stacks[0].position_limit
+    check_options(task, spec, limit)
+    spec = task.without_data(spec, base)
+    check_spec(spec, limit)
+    return spec
 
 
 def max_length(base: Base) -> int:
@@ -76,6 +111,7 @@ def build_adapter(
         empty: the tensors will be overwritten (loading): skip forwards of the base.
 
     Raises:
+        ConfigError: the method chose no site, or did not build what a method builds.
         UnsupportedError: the base cannot carry the method, or the method took a tensor of the base.
     """
     if base._unfit is None:
@@ -87,6 +123,11 @@ def build_adapter(
     if refused is not None:
         raise UnsupportedError(f"{method.name} at {refused.name}: {refused.unsupported}")
     sites = method.select(every)
+    if not sites:
+        raise ConfigError(
+            f"{method.name}.select chose no site of {base.id}, so the adapter would change nothing: return at least "
+            "one of the sites it is given, or raise an error that says what is missing"
+        )
     own = view(base, method.vocabulary())
     init = make_init(base, task, seed, frequent, empty, own)
     module = method.build(sites, init)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from onebase.errors import ConfigError
+
 # Rows per forward in training on the CPU: rows are sorted by length within an effective batch, so smaller pieces mean
 # less padding, and below this the fixed cost of a call shows.
 CPU_ROWS = 16
@@ -28,8 +30,18 @@ SHARED_TOKENS = {"cpu": CPU_ROWS * 64, "cuda": 16384, "mps": 4096}
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device asked for; without a wish a CUDA device where there is one, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return the device asked for; without a wish a CUDA device where there is one, else the CPU.
+
+    Raises:
+        ConfigError: it is none, or it is not there.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device = {name!r}: expected cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device = {name!r}: no CUDA device is there, or torch was installed without CUDA")
+    return device
 
 
 def answering_threads(device: torch.device, alone: bool) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from onebase.data import Data
-from onebase.data.load import taken
+from onebase.data.load import load, taken
 from onebase.errors import ConfigError, DataError, unknown
 from onebase.examples import SPLITS, encode, encode_rows, run_examples
 from onebase.statistics import PairedTest, mcnemar_exact, paired_bootstrap
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onebase.base import Base
 
 WHOLE = "all"  # every row, whatever its split
+SHOWN = 5  # labels that an error names
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +118,16 @@ def evaluate(
         raise ConfigError(f"adapter {adapter!r} has no head to score: it gives embeddings")
     if split is not None and split not in (*SPLITS, WHOLE):
         raise unknown("split", split, (*SPLITS, WHOLE))
-    found = taken(data, task=None if isinstance(data, Data) else spec["kind"], **columns)
+    if isinstance(data, Data):
+        found = taken(data, **columns)
+    else:
+        found = load(data, task=spec["kind"], whole=split in (None, WHOLE), **columns)
     if found.kind != spec["kind"]:
         raise DataError(f"{found.source} is {found.kind} data, but adapter {adapter!r} was trained for {spec['kind']}")
+    _check_labels(found, spec, adapter)
     if split is None:
-        split = WHOLE if found.given == ("train",) and not isinstance(data, Data) else "test"
+        uncut = not isinstance(data, Data) or not (len(data.validation) or len(data.test))
+        split = WHOLE if found.given == ("train",) and uncut else "test"
     if split == WHOLE:
         task = get_task(spec["kind"])
         task.check_base(base)
@@ -131,6 +137,24 @@ def evaluate(
     if not len(examples):
         raise DataError(f"{found.source} has no {split} rows")
     return evaluate_examples(base, adapter, examples, split, batch_size, generate=generate)
+
+
+def _check_labels(data: Data, spec: Mapping[str, Any], adapter: str) -> None:
+    """Raise DataError where labels are not the adapter's, naming the column that they were read from."""
+    column = next((data.columns[role] for role in ("label", "labels") if role in data.columns), None)
+    known = [str(label) for label in spec.get("labels") or ()]
+    strange = [label for label in data.labels if label not in known]
+    if column is None or not known or not strange:  # a task without names of classes has nothing to compare
+        return
+    raise DataError(
+        f"{data.source}, column {column!r}: {_listed(strange)} {'are' if len(strange) > 1 else 'is'} not among the "
+        f"labels of adapter {adapter!r}, which are {_listed(known)}. Name the column that has those (--label COLUMN; "
+        "label= in Python), or write the labels as the adapter has them."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def whole(data: Data) -> Any:

@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from onebase.data.messages import is_conversation
+from onebase.data.misfit import short
 from onebase.encode import Encoded, collate, pad_id
-from onebase.errors import ConfigError, UnsupportedError, unknown
+from onebase.errors import ConfigError, DataError, RouteError, UnsupportedError, unknown
 from onebase.tasks import get_task
-from onebase.words import seen
+from onebase.words import seen, vocabulary_size
 
 if TYPE_CHECKING:
     from onebase.base import Base
+
+# Settings by which transformers also reads the padding of a prompt, with the value that turns each off.
+COUNTS_PADDING: dict[str, Any] = {
+    "bad_words_ids": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "forced_bos_token_id": None,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "sequence_bias": None,
+    "watermarking_config": None,
+}
+WHOLE = ("encoder_no_repeat_ngram_size", "min_length", "min_new_tokens", "no_repeat_ngram_size")
+POSITIVE = ("encoder_repetition_penalty", "max_time", "repetition_penalty")
+BEAMS_ONLY = ("early_stopping", "length_penalty")
+# Fields of GenerationConfig that transformers would not read here, or not serve, each with the way out.
+REFUSED = {
+    name: way_out
+    for names, way_out in (
+        ("max_length", "it counts the prompt too: pass max_new_tokens"),
+        ("typical_p epsilon_cutoff eta_cutoff top_h", "draw with temperature, top_k, top_p or min_p"),
+        (
+            "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate",
+            "only what is written is returned: pass it to base.bind(names).generate",
+        ),
+        ("pad_token_id", "padding is masked, so its id changes nothing: leave it out"),
+        ("bos_token_id", "a prompt starts with what its tokens are: pass token ids that start with it"),
+        ("token_healing", "prompts are taken as they are: leave it out"),
+        (
+            "is_assistant num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
+            "prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_lookbehind "
+            "target_lookbehind assistant_ensemble_weight speculation_type use_mtp",
+            "rows of many adapters have no assistant that guesses ahead: leave it out",
+        ),
+        (
+            "low_memory penalty_alpha dola_layers diversity_penalty num_beam_groups constraints force_words_ids",
+            "transformers needs code from elsewhere for it: use greedy search, num_beams or do_sample=True",
+        ),
+        (
+            "continuous_batching_config max_cache_len prefill_chunk_size transformers_version",
+            "it does not change what is written: leave it out",
+        ),
+    )
+    for name in names.split()
+}
 
 
 @dataclass(frozen=True)
@@ -100,17 +149,48 @@ def sample_seed(seed: int, index: int) -> int:
     return (seed + index * 0x9E3779B97F4A7C15) % 2**63  # golden-ratio steps keep the streams apart
 
 
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return a setting as an int, from any type that counts as a whole number; raise where it is none."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        raise ConfigError(
+            f"{name} = {value!r}: expected a whole number" + ("" if least is None else f" of at least {least}")
+        )
+    return number
+
+
+def real(name: str, value: Any, low: float, high: float, expected: str) -> float:
+    """Return a setting as a float between low and high, both included; raise where it is none."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:  # NaN is in none
+        raise ConfigError(f"{name} = {value!r}: expected {expected}")
+    return float(value)
+
+
+LEAST, MOST = math.ulp(0.0), math.nextafter(math.inf, 0.0)  # the positive floats
+
+
+def checked(shape: Shape) -> Shape:
+    """Return a shape in plain Python numbers; raise where a value is out of range."""
+    greedy = "a positive number; for greedy pass do_sample=False"
+    return Shape(
+        real("temperature", shape.temperature, LEAST, MOST, greedy),
+        None if shape.top_k is None else whole("top_k", shape.top_k, 0),  # 0 keeps all, as in transformers
+        None if shape.top_p is None else real("top_p", shape.top_p, LEAST, 1.0, "a number above 0 and up to 1"),
+        None if shape.min_p is None else real("min_p", shape.min_p, 0.0, 1.0, "a number from 0 to 1"),
+    )
+
+
 def warpers(shape: Shape) -> list[Any]:
     """Return transformers' own warpers for a shape, in its order."""
     from transformers.generation import logits_process as lp
 
-    if shape.temperature <= 0:
-        raise ConfigError(
-            f"temperature = {shape.temperature!r}: expected a positive number; for greedy pass do_sample=False"
-        )
+    shape = checked(shape)
     found: list[Any] = []
     if shape.temperature != 1.0:
-        found.append(lp.TemperatureLogitsWarper(float(shape.temperature)))
+        found.append(lp.TemperatureLogitsWarper(shape.temperature))
     if shape.top_k:
         found.append(lp.TopKLogitsWarper(top_k=shape.top_k))
     if shape.top_p is not None and shape.top_p < 1.0:
@@ -120,19 +200,75 @@ def warpers(shape: Shape) -> list[Any]:
     return found
 
 
+def prompts_of(given: Any) -> list[Any]:
+    """Return the prompts of a call: one prompt or a list of them was given."""
+    if isinstance(given, str) or is_conversation(given):
+        return [given]
+    try:
+        if not isinstance(given, Mapping):
+            return list(given)
+    except TypeError:
+        pass
+    raise DataError(
+        f"prompts = {short(given)}: expected a text, a conversation, or a list of texts, conversations or ids"
+    )
+
+
+def seeds_of(seed: Any, count: int) -> list[Any] | None:
+    """Return a seed for each prompt, None where none is given: one for all or one each was given."""
+    if seed is None:
+        return None
+    try:
+        seeds = [seed] * count if isinstance(seed, str) else list(seed)
+    except TypeError:  # one number, whatever its type
+        seeds = [seed] * count
+    if len(seeds) != count:
+        raise RouteError(f"{count} prompts but {len(seeds)} seeds")
+    return seeds
+
+
 def encode_prompts(base: Base, prompts: Sequence[Any], names: Sequence[str | None]) -> list[Encoded]:
-    """Encode prompts, each through the template of its adapter; token ids are taken as they are."""
+    """Encode prompts, each through the template of its adapter; token ids are taken as they are.
+
+    Raises:
+        DataError: a prompt is neither a text nor a conversation nor token ids that the base knows.
+    """
     rows = []
-    for prompt, name in zip(prompts, names):
+    for number, (prompt, name) in enumerate(zip(prompts, names)):
         if not isinstance(prompt, str) and not is_conversation(prompt):
-            rows.append(Encoded(tuple(int(i) for i in prompt)))
+            rows.append(Encoded(_ids_of(base, prompt, name, number)))
             continue
+        if base.tokenizer is None:
+            raise ConfigError("this base has no tokenizer: pass Base(model, tokenizer), or prompts of token ids")
         spec: dict[str, Any] = base.adapters[name].task if name is not None else {}
         kind = spec.get("kind", "causal-lm" if isinstance(prompt, str) else "chat")
         with base.encoding:
             ids = get_task(kind).prompt(seen(base, base.tokenizer_of(name)), spec, prompt)
         rows.append(Encoded(tuple(ids) or (pad_id(base.tokenizer),)))
     return rows
+
+
+def _ids_of(base: Base, prompt: Any, name: str | None, number: int) -> tuple[int, ...]:
+    """Return the token ids of a prompt that is given as such."""
+    try:
+        if isinstance(prompt, bytes):
+            raise TypeError
+        ids = tuple(operator.index(i) for i in prompt)
+    except TypeError:
+        flat = hasattr(prompt, "__index__")
+        hint = f"; one prompt of token ids is a list in a list: [[{prompt}, ...]]" if flat else ""
+        raise DataError(
+            f"prompt {number} is {short(prompt)}: expected a text, a conversation or a list of token ids{hint}"
+        ) from None
+    if not ids:
+        raise DataError(f"prompt {number} has no token ids: expected at least one")
+    size = vocabulary_size(base)
+    if base.tokenizer_of(name) is not base.tokenizer:  # words of the adapter lie behind the base's
+        size = max(size, len(base.tokenizer_of(name)))
+    for i in ids:
+        if not 0 <= i < size:
+            raise DataError(f"prompt {number} has token id {i}: expected 0 to {size - 1}, the ids that the base knows")
+    return ids
 
 
 def generate_ids(
@@ -153,28 +289,59 @@ def generate_ids(
     Returns:
         per prompt, per returned sequence: the new token ids, without EOS.
     """
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
+    num_beams = whole("num_beams", num_beams, 1)
+    num_return_sequences = whole("num_return_sequences", num_return_sequences, 1)
     if do_sample and num_beams > 1:
         raise UnsupportedError("beam sampling draws from all beams at once, so no row would equal itself alone")
     if num_beams > 1 and num_return_sequences > num_beams:
         raise ConfigError(f"num_return_sequences = {num_return_sequences}: expected at most num_beams = {num_beams}")
     if not do_sample and num_beams == 1 and num_return_sequences > 1:
         raise ConfigError("greedy search has one result: pass do_sample=True or num_beams")
-    _check_settings(settings)
-    rows, names = encode_prompts(base, prompts, names), list(names)
-    processors: list[Any] = []
-    copies = num_return_sequences if do_sample else 1
+    settings = _checked_settings(base, settings, do_sample, num_beams)
+    drawn: list[int] = []
     if do_sample:
-        warpers(shape)  # refuses a temperature before anything is computed
-        rows = [row for row in rows for _ in range(copies)]
-        names = [name for name in names for _ in range(copies)]
-        drawn = seeds if seeds is not None else torch.randint(2**62, (len(prompts),)).tolist()
-        own = [sample_seed(seed, k) for seed in drawn for k in range(copies)]
-        processors = [RowSampler(own, [shape] * len(own))]
-    returned = 1 if do_sample else num_return_sequences
-    settings = {**settings, "num_beams": num_beams, "num_return_sequences": returned}
-    sequences = write_rows(base, rows, names, max_new_tokens, settings, processors)
-    per = num_return_sequences
-    return [sequences[i * per : (i + 1) * per] for i in range(len(prompts))]
+        shape = checked(shape)  # before anything is computed
+        given = torch.randint(2**62, (len(prompts),)).tolist() if seeds is None else seeds
+        drawn = [sample_seed(whole("seed", seed), k) for seed in given for k in range(num_return_sequences)]
+    rows, names = encode_prompts(base, prompts, names), list(names)
+    copies, returned = (num_return_sequences, 1) if do_sample else (1, num_return_sequences)
+    rows = [row for row in rows for _ in range(copies)]
+    names = [name for name in names for _ in range(copies)]
+    settings |= {"num_beams": num_beams, "num_return_sequences": returned}
+    found: list[list[list[int]]] = [[] for _ in prompts]
+    written: dict[int, list[list[int]]] = {}
+    for part in batches(base, [len(row.ids) for row in rows], settings):
+        samplers = [RowSampler([drawn[i] for i in part], [shape] * len(part))] if do_sample else []
+        sequences = write_rows(
+            base, [rows[i] for i in part], [names[i] for i in part], max_new_tokens, settings, samplers
+        )
+        for place, i in enumerate(part):
+            written[i] = sequences[place * returned : (place + 1) * returned]
+    for i in range(len(rows)):
+        found[i // copies] += written[i]
+    return found
+
+
+def batches(base: Base, lengths: Sequence[int], settings: Mapping[str, Any] | None = None) -> list[list[int]]:
+    """Return which prompts are written together: all, or those of one length where padding would count as text.
+
+    Args:
+        base: its model's own generation config counts where the settings say nothing.
+        lengths: tokens of each prompt.
+        settings: fields of transformers' GenerationConfig.
+
+    Returns:
+        places in `lengths`, each once.
+    """
+    own = base.model.generation_config
+    for name, off in COUNTS_PADDING.items():
+        if base.is_encoder_decoder and not name.startswith("encoder_"):
+            continue  # what a decoder has written is never padded in front
+        value = (settings or {}).get(name)
+        if (getattr(own, name, None) if value is None else value) not in (None, off):
+            return [[i for i, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
+    return [list(range(len(lengths)))]
 
 
 def write_rows(
@@ -186,7 +353,7 @@ def write_rows(
     processors: Sequence[Any] = (),
     criteria: Sequence[Any] = (),
 ) -> list[list[int]]:
-    """Continue encoded prompts in one batch of transformers' `generate`, without its sampling.
+    """Continue encoded prompts in one batch of transformers' `generate`, without its sampling; see `batches`.
 
     Args:
         base: writes.
@@ -202,21 +369,25 @@ def write_rows(
     """
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    settings = dict(settings)
-    beams = settings.setdefault("num_beams", 1)
+    own = base.model.generation_config
+    settings = {
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "bos_token_id": own.bos_token_id,
+        "decoder_start_token_id": own.decoder_start_token_id,
+        "eos_token_id": eos_of(base),
+        **settings,
+    }
+    beams, eos = settings["num_beams"], settings["eos_token_id"]
     side = "right" if base.is_encoder_decoder else "left"
     batch = collate(rows, pad_id(base.tokenizer), side, base.device)
     start = 1 if base.is_encoder_decoder else batch["input_ids"].shape[1]
     ends = [end_of(base, name) for name in names]
-    own = base.model.generation_config
-    eos = settings.pop("eos_token_id", eos_of(base))
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad_id(base.tokenizer),
-        eos_token_id=eos,
-        bos_token_id=own.bos_token_id,
-        decoder_start_token_id=own.decoder_start_token_id,
+        return_dict_in_generate=False,  # the model's own config may ask for more
         **settings,
     )
     lengths = [len(row.ids) for row in rows]
@@ -225,6 +396,7 @@ def write_rows(
         output = base.model.generate(
             **{k: batch[k] for k in ("input_ids", "attention_mask")},
             generation_config=config,
+            tokenizer=base.tokenizer,  # reads stop strings
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([*([RowStop(ends, start)] if any(ends) else []), *criteria]),
         )
@@ -235,22 +407,88 @@ def write_rows(
     ]
 
 
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise unless transformers knows every setting: it keeps others without a word, and nothing reads them."""
+def _checked_settings(base: Base, settings: Mapping[str, Any], do_sample: bool, num_beams: int) -> dict[str, Any]:
+    """Return the settings that are set, in plain Python numbers; raise where one is unknown, wrong or does nothing.
+
+    transformers keeps unknown ones without a word, and nothing reads them.
+    """
     from transformers import GenerationConfig
 
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    for name in settings:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
         if name in ("streamer", "logits_processor", "stopping_criteria", "assistant_model"):
             raise ConfigError(f"{name} is an object that transformers calls: pass it to base.bind(names).generate")
         if name not in fields:
             raise unknown("setting of generate", name, fields)
+        if value is None:
+            continue
+        if name in REFUSED:
+            if value is False:
+                continue
+            raise ConfigError(f"{name} = {value!r} is not taken here: {REFUSED[name]}")
+        if name in BEAMS_ONLY and num_beams == 1:
+            raise ConfigError(f"{name} = {value!r} has no effect without beams: pass num_beams of at least 2")
+        if name == "decoder_start_token_id" and not base.is_encoder_decoder:
+            raise ConfigError(f"{name} = {value!r} has no effect: this base has no encoder, its text starts the prompt")
+        if name == "watermarking_config" and do_sample:
+            raise ConfigError(f"{name} has no effect on tokens that are drawn: pass do_sample=False")
+        found[name] = _checked_setting(base, name, value)
+    return found
+
+
+def _checked_setting(base: Base, name: str, value: Any) -> Any:
+    """Return one setting as transformers takes it; raise where it would refuse it."""
+    from transformers import GenerationConfig
+    from transformers.generation import logits_process as lp
+
+    if name in WHOLE:
+        return whole(name, value, 0)
+    if name in POSITIVE:
+        return real(name, value, LEAST, MOST, "a positive number")
+    if name in ("length_penalty", "guidance_scale"):
+        return real(name, value, -MOST, MOST, "a number")
+    if name == "eos_token_id":
+        many = isinstance(value, (list, tuple))
+        return [whole(name, i, 0) for i in value] if many else whole(name, value, 0)
+    if name == "stop_strings":
+        return _stop_strings(base, value)
+    try:
+        if name == "bad_words_ids":
+            lp.NoBadWordsLogitsProcessor(value)
+        elif name == "sequence_bias":
+            lp.SequenceBiasLogitsProcessor(value)
+        else:
+            GenerationConfig(**{name: value}, num_beams=2)  # beams: no warning about what is theirs
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name} = {value!r}: {error}") from error
+    return value
+
+
+def _stop_strings(base: Base, value: Any) -> list[str] | None:
+    """Return texts that end a row; raise where this base cannot find them."""
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError(f"stop_strings = {value!r}: expected a text or a list of texts, none of them empty")
+    if base.tokenizer is None:
+        raise ConfigError(f"stop_strings = {value!r}: this base has no tokenizer: pass Base(model, tokenizer)")
+    try:
+        if texts:
+            StopStringCriteria(base.tokenizer, list(texts))
+    except ValueError as error:  # such as a tokenizer of whole words, whose tokens do not join to a text
+        raise ConfigError(
+            f"stop_strings = {value!r}: transformers cannot look for them with this tokenizer ({error}): "
+            "pass eos_token_id, or cut the texts"
+        ) from error
+    return list(texts) or None
 
 
 def eos_of(base: Base) -> Any:
     """Return the token id, or ids, that end a text of a base; None where nothing does."""
     own = base.model.generation_config.eos_token_id
-    return own if own is not None else base.tokenizer.eos_token_id
+    return own if own is not None else getattr(base.tokenizer, "eos_token_id", None)
 
 
 def end_of(base: Base, name: str | None) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ import torch
 from families import FAMILIES, make
 from methods import every
 
+from onebase import LoRA
 from onebase.base import Base
+from onebase.errors import ConfigError, RouteError
 from onebase.extend import AdapterModule, Delta, Method
 
 
@@ -119,3 +121,79 @@ def test_an_error_in_the_recomputation_leaks_nothing(error, tokenizer):
         handle.remove()
         assert not base._installed.runtime.inside
         assert torch.equal(plain, checks.values(base.model(input_ids=row[None])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nowhere(Method):
+    """A method that finds nothing to change."""
+
+    name: ClassVar[str] = "nowhere"
+
+    def select(self, sites):
+        """Return no site."""
+        return []
+
+    def build(self, sites, init):
+        """Build nothing."""
+        return AdapterModule({})
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"name": "lora", "rank": 4}, "has rank: expected a name and settings"),
+        ({"settings": {"rank": 4}}, "expected a name and settings"),
+        ({}, "expected a name and settings"),
+        ({"name": "lora", "settings": [4]}, "expected a name and settings"),
+        (5, "method = 5"),
+        (None, "method = None"),
+        (LoRA, r"pass one of it, LoRA\(\)"),
+        (Nowhere(), "nowhere.select chose no site"),
+    ],
+    ids=str,
+)
+def test_what_is_no_method_is_refused(method, words, tokenizer):
+    """Nothing is attached, and the message says what to write."""
+    with Base(make("bert"), tokenizer) as base:
+        with pytest.raises(ConfigError, match=words):
+            base.add("a", method)
+        assert not base.adapters
+
+
+def test_calls_with_wrong_arguments_are_refused(tokenizer):
+    """Before any computing, by an error that names the argument and its value."""
+    with Base(make("bert"), tokenizer) as base:
+        base.add("a", "lora(rank=2)")
+        for size in (0, -1, 2.5, "8", None, True):
+            with pytest.raises(ConfigError, match="batch_size = "):
+                base.predict(["a"], "a", batch_size=size)
+        for texts in (None, 5, {"text": "a"}, {"a"}, b"a", ["a", None], ["a", 5]):
+            with pytest.raises(ConfigError, match="texts"):
+                base.predict(texts, "a")
+        for adapter in (5, True, {"a"}, {"a": 1}):
+            with pytest.raises(RouteError, match="adapter = "):
+                base.predict(["a"], adapter)
+        for pairs in (5, [None]):
+            with pytest.raises(ConfigError, match="pairs"):
+                base.predict(["a"], pairs=pairs)
+        for seed in (1.5, "0", None, True, 2**70):
+            with pytest.raises(ConfigError, match="seed = "):
+                base.add("b", "lora(rank=2)", seed=seed)
+        with pytest.raises(TypeError, match="provanance"):
+            base.save("a", provanance={"by": "me"})
+        with pytest.raises(ConfigError, match="provenance = 'me'"):
+            base.save("a", provenance="me")
+
+
+def test_nothing_is_merged_while_a_route_holds(tokenizer):
+    """The adapter would be applied twice: by the weights, and by the route."""
+    with Base(make("bert"), tokenizer) as base, torch.no_grad():
+        checks.disturb(base.add("a", "lora(rank=2)").module, 1)
+        row = checks.draw([None]).tokens[0]
+        alone = checks.call_alone(base, row, "a")
+        with base.use("a"):
+            with pytest.raises(RouteError, match="cannot merge 'a' while a route holds"):
+                base.merge("a")
+            assert torch.equal(checks.values(base.model(input_ids=row[None]))[0], alone.squeeze(0))
+        base.merge("a")
+        assert checks.gap(checks.values(base.model(input_ids=row[None]))[0], alone.squeeze(0)) < 1e-5

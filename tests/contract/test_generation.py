@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import checks
 import pytest
 import torch
 from families import WRITERS, WRITING, make, pairs
 from methods import every, variants
-from transformers import TextIteratorStreamer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
 from onebase.base import Base
 from onebase.core.anchor import output_cache
-from onebase.errors import RouteError, UnknownNameError
+from onebase.errors import ConfigError, DataError, RouteError, UnknownNameError
+from onebase.generation import prompts_of, seeds_of
 from onebase.methods import method_names
 
 NEW = 5
@@ -215,3 +218,179 @@ def test_wrong_numbers_of_rows_raise(family, tokenizer):
             base.generate(["the"] * 2, "a", do_sample=True, seed=[1])
         with base.use(["a", None]), pytest.raises(RouteError, match="state the factor"):
             base.model.generate(input_ids=torch.tensor([[5, 6]] * 2), num_beams=2, max_new_tokens=2)
+
+
+COUNTING = {
+    "no_repeat_ngram_size": 1,
+    "encoder_no_repeat_ngram_size": 1,
+    "encoder_repetition_penalty": 3.0,
+    "min_length": 6,
+    "forced_bos_token_id": 9,
+    "bad_words_ids": [[*two, i] for two in ((1, 5), (5, 1)) for i in range(4, 60)],  # 1 is padding
+    "sequence_bias": [[[1, 5, 9], 40.0], [[5, 1, 8], 40.0]],
+    "repetition_penalty": 3,
+}
+WAYS: tuple[dict[str, Any], ...] = ({}, {"num_beams": 2, "num_return_sequences": 2}, {"seed": 4, "top_k": 9})
+
+
+@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_padding_is_no_text_for_any_setting(family, name, tokenizer):
+    """Settings that look at the prompt see a row's own, whether the caller or the model's own config sets them."""
+    model = make(family)
+    prompts, setting = [[5], [6, 7, 8, 9, 10, 11], [5, 1], [12, 13, 14], [7, 6, 5]], {name: COUNTING[name]}
+    more = {"max_new_tokens": 6, "return_ids": True}
+    if name == "min_length":  # many tokens end a text, so that texts are short without it
+        more["eos_token_id"] = list(range(2, 64, 3))
+    if "ngram" in name:  # few tokens are left, so that the padding token, 1, is among those that are written
+        more["suppress_tokens"] = [i for i in range(64) if i != 1 and not 20 <= i < 27]
+    with Base(model, tokenizer) as base:
+        checks.attach(base, {"a": variants("lora")["lora-0"], "b": variants("prompt")["prompt-0"]})
+        names = ["a", None, "b", "a", "b"]
+
+        def alone_and_together(**settings: Any) -> list[Any]:
+            mixed = base.generate(prompts, names, **more, **settings)
+            for prompt, name, found in zip(prompts, names, mixed, strict=True):
+                assert base.generate([prompt], name, **more, **settings) == [found], prompt
+            return mixed
+
+        wanted = [alone_and_together(**way, **setting) for way in WAYS]
+        if family != "t5" or name not in ("bad_words_ids", "sequence_bias"):  # its decoder does not see the prompt
+            assert wanted != [alone_and_together(**way) for way in WAYS]
+        setattr(model.generation_config, name, COUNTING[name])
+        if name != "repetition_penalty":  # transformers wants a float there
+            assert [alone_and_together(**way) for way in WAYS] == wanted
+
+
+def letters() -> Any:
+    """Return a tokenizer with a token for each letter."""
+    ids = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", " ", *"abcdefghijklmnopqrstuvwxyz"])}
+    raw = Tokenizer(models.BPE(ids | {chr(0x3B1 + i): 31 + i for i in range(33)}, [], unk_token="<unk>"))
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("way", [{}, {"seed": 3}, {"num_beams": 2}])
+def test_a_text_ends_at_a_stop_string(family, way, tokenizer):
+    """The stop string ends its row alone; it is written, as transformers does."""
+    with Base(make(family), letters()) as base:
+        checks.attach(base, {"a": variants("lora")["lora-0"]})
+        prompts, names = ["x", "the cold river", "ab", "the cold river"], ["a", None, None, "a"]
+        call: dict[str, Any] = {"max_new_tokens": 8, "suppress_tokens": [0, 1, 2, 3], **way}  # letters only
+        free = base.generate(prompts, names, **call)
+        stop = [free[0][2:4], free[1][3]]
+        found = base.generate(prompts, names, stop_strings=stop, **call)
+        assert found[0] != free[0] and found[1] != free[1]
+        for prompt, name, text, other in zip(prompts, names, found, free, strict=True):
+            assert base.generate(prompt, name, stop_strings=stop, **call) == [text]
+            if "num_beams" not in way:  # a beam that ends early makes room for others
+                assert text == other[: min((other.index(s) + len(s) for s in stop if s in other), default=8)]
+        base.model.generation_config.stop_strings = stop
+        assert base.generate(prompts, names, **call) == found
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"typical_p": 0.5, "seed": 1}, "typical_p = 0.5 is not taken here: draw with temperature"),
+        ({"epsilon_cutoff": 0.1, "seed": 1}, "epsilon_cutoff"),
+        ({"eta_cutoff": 0.1}, "eta_cutoff"),
+        ({"top_h": 0.5, "seed": 1}, "top_h"),
+        ({"max_length": 5}, "pass max_new_tokens"),
+        ({"length_penalty": 2.0}, "pass num_beams"),
+        ({"early_stopping": True}, "pass num_beams"),
+        ({"early_stopping": "soon", "num_beams": 2}, "early_stopping = 'soon'"),
+        ({"pad_token_id": 3}, "pad_token_id = 3"),
+        ({"bos_token_id": 5}, "bos_token_id = 5"),
+        ({"return_dict_in_generate": True}, "bind"),
+        ({"output_scores": True}, "bind"),
+        ({"num_beam_groups": 2, "num_beams": 2}, "num_beam_groups"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
+        ({"token_healing": True}, "token_healing"),
+        ({"max_new_tokens": 0}, "max_new_tokens = 0: expected a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens = 2.5"),
+        ({"max_new_tokens": "4"}, "max_new_tokens = '4'"),
+        ({"max_new_tokens": True}, "max_new_tokens = True"),
+        ({"num_return_sequences": 0}, "num_return_sequences = 0"),
+        ({"num_beams": 0}, "num_beams = 0"),
+        ({"top_k": -1, "seed": 1}, "top_k = -1"),
+        ({"top_k": 2.5, "seed": 1}, "top_k = 2.5"),
+        ({"top_p": 2, "seed": 1}, "top_p = 2: expected a number above 0 and up to 1"),
+        ({"top_p": 0, "seed": 1}, "top_p = 0"),
+        ({"top_p": float("nan"), "seed": 1}, "top_p = nan"),
+        ({"min_p": 3, "seed": 1}, "min_p = 3: expected a number from 0 to 1"),
+        ({"temperature": 0, "seed": 1}, "temperature = 0: .*greedy"),
+        ({"temperature": "1", "seed": 1}, "temperature = '1'"),
+        ({"temperature": float("inf"), "seed": 1}, "temperature = inf"),
+        ({"seed": [1.5, 2]}, "seed = 1.5: expected a whole number"),
+        ({"seed": ["a", "b"]}, "seed = 'a'"),
+        ({"seed": [True, False]}, "seed = True"),
+        ({"repetition_penalty": -1}, "repetition_penalty = -1: expected a positive number"),
+        ({"min_new_tokens": 1.5}, "min_new_tokens = 1.5"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size = -1"),
+        ({"eos_token_id": "a"}, "eos_token_id = 'a'"),
+        ({"bad_words_ids": [5]}, "bad_words_ids"),
+        ({"stop_strings": [""]}, "none of them empty"),
+        ({"stop_strings": 5}, "stop_strings = 5"),
+        ({"stop_strings": ["a"]}, "this tokenizer .*pass eos_token_id"),  # it has words and no letters
+    ],
+)
+def test_settings_without_effect_or_out_of_range_are_refused(settings, says, tokenizer):
+    """The error names the setting, its value and the way out, and comes before the base computes anything."""
+    with Base(make("llama"), tokenizer) as base:
+        base.model.register_forward_hook(lambda *_: pytest.fail("computed"))
+        with pytest.raises(ConfigError, match=says):
+            base.generate([[5], [6, 7]], **{"max_new_tokens": 3, **settings})
+
+
+def test_settings_in_other_numbers_are_taken(tokenizer):
+    """Whole numbers of NumPy and torch count, as do values that switch a setting off."""
+    import numpy as np
+
+    with Base(make("llama"), tokenizer) as base:
+        call = {"return_ids": True, "max_new_tokens": np.int64(3)}
+        drawn = base.generate([[5], [6, 7]], seed=np.array([1, 2]), temperature=np.float32(1), top_k=0, **call)
+        assert drawn == base.generate([[5], [6, 7]], seed=[1, 2], **call)
+        plain = base.generate([[5], [6, 7]], **call)
+        ids = [torch.tensor([5]), np.array([6, 7])]
+        off = {"typical_p": None, "return_dict_in_generate": False, "no_repeat_ngram_size": 0, "stop_strings": []}
+        assert plain == base.generate(ids, **call, **off)
+        base.model.generation_config.return_dict_in_generate = True
+        assert plain == base.generate(ids, **call)
+    assert seeds_of(None, 2) is None and seeds_of(5, 2) == [5, 5] and seeds_of((1, 2), 2) == [1, 2]
+    assert seeds_of("a", 2) == ["a", "a"] and seeds_of(1.5, 1) == [1.5]
+    assert seeds_of(np.int64(4), 2) == [4, 4] and seeds_of(torch.tensor([1, 2]), 2) == [1, 2]
+    with pytest.raises(RouteError, match="2 prompts but 1 seeds"):
+        seeds_of([1], 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_what_is_no_prompt_is_refused(family, tokenizer):
+    """A flat list of ids, no ids, ids that the base does not know, and other things."""
+    with Base(make(family), tokenizer) as base:
+        base.add("a", "tokens(words=('zxqv',))")
+        wrong = (
+            ([1, 2, 3], r"prompt 0 is 1: .*list in a list: \[\[1, \.\.\.\]\]"),
+            ([[5], []], "prompt 1 has no token ids"),
+            ([[1, 99999]], "prompt 0 has token id 99999: expected 0 to "),
+            ([[1, -5]], "token id -5"),
+            (["the", None], "prompt 1 is None: expected a text"),
+            ([["a", "b"]], "prompt 0 is"),
+            ([[1.5]], "prompt 0 is"),
+            ([b"ab"], "prompt 0 is"),
+            ([torch.ones(2, 2)], "prompt 0 is"),
+        )
+        for prompts, says in wrong:
+            with pytest.raises(DataError, match=says):
+                base.generate(prompts, max_new_tokens=2)
+        for given in (None, 5, {"role": "user", "content": "x"}):
+            with pytest.raises(DataError, match=r"prompts = .*expected a text"):
+                prompts_of(given)
+        assert prompts_of("a") == ["a"] and prompts_of(("a", [5])) == ["a", [5]]
+        new = base.tokenizer_of("a").convert_tokens_to_ids("zxqv")
+        base.generate([[5, new]], "a", max_new_tokens=2)
+        with pytest.raises(DataError, match=f"token id {new}"):
+            base.generate([[5, new]], max_new_tokens=2)

@@ -27,7 +27,10 @@ def evaluate(
     ] = None,
     text: o.TextColumn = None,
     text_pair: o.TextPairColumn = None,
-    label: o.LabelColumn = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="COLUMN", rich_help_panel=o.DATA, help="Of the label; repeat for 0/1 columns."),
+    ] = None,
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
     column: o.Columns = None,
@@ -59,10 +62,11 @@ def evaluate(
         task=task["kind"],
         text=text,
         text_pair=text_pair,
-        label=label,
+        label=label or None,
         prompt=prompt,
         completion=completion,
         columns=o.roles_of(column),
+        whole=True,
     )
     single = found.given == ("train",)
     if single and split is not None:

@@ -7,7 +7,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from onebase import __version__
 from onebase.cli import (
@@ -32,7 +32,7 @@ from onebase.cli import (
     train,
     versions,
 )
-from onebase.cli.failures import report_failure
+from onebase.cli.failures import UsageError, report_failure
 
 EPILOG = "Exit codes: 0 done, 1 failed, 2 the command line or a setting is wrong, 130 interrupted."
 
@@ -54,6 +54,23 @@ class Program(TyperGroup):
         except (Exception, KeyboardInterrupt) as error:
             code = report_failure(error, as_json="--json" in flags, debug="--debug" in flags)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class Command(TyperCommand):
+    """One command; refuses a repeat of an option that has one value, of which the last would win in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line."""
+        if not ctx.resilient_parsing:  # completion reads lines that are not finished
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            seen: set[str] = set()
+            for found in order:
+                if getattr(found, "multiple", True) or getattr(found, "is_flag", True):
+                    continue  # an argument, a switch, or an option that may be repeated
+                if found.name in seen:
+                    raise UsageError(f"{found.opts[0]} is given twice; expected one value. Leave one out.")
+                seen.add(found.name)
+        return super().parse_args(ctx, args)
 
 
 def _print_anything() -> None:
@@ -102,7 +119,7 @@ COMMANDS = {
     "demo": demo.demo,
 }
 for _name, _function in COMMANDS.items():
-    app.command(_name)(_function)
+    app.command(_name, cls=Command)(_function)
 
 
 def _show_version(wanted: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onebase.training import Failed, Job, Run
 
 # What may be said beside --jobs: everything else is in the file.
-BESIDE_JOBS = ("base", "device", "dtype", "dry_run", "no_save", "resume")
+BESIDE_JOBS = ("base", "device", "dtype", "quantize", "dry_run", "no_save", "resume")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _train(jobs: list[Job], chosen: Chosen, out: Output, track: list[str] | None
     from onebase.cli.result import as_document, draw_curves
     from onebase.training import Failed, train_many
 
-    base = open_base(chosen.get("base", o.default_base()), chosen.get("device"), chosen.get("dtype"), out)
+    where = chosen.get("device"), chosen.get("dtype")
+    base = open_base(chosen.get("base", o.default_base()), *where, out, chosen.get("quantize"))
     out.note(f"training {len(jobs)} jobs on {base.id} in one pass: {', '.join(str(job.name) for job in jobs)}")
     report, save = reporter(), not chosen.get("no_save", False)
     try:

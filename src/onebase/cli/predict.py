@@ -59,6 +59,7 @@ def predict(
     out = Output(as_json)
     refs = o.listed(adapter)
     _check_usage(refs, split, flag, threshold, write, as_json)
+    _check_out(write, file)
     if split is not None:
         from onebase.cli.passages import predict_passages
 
@@ -116,6 +117,18 @@ def _check_usage(
         kind = "features" if ref == PLAIN else Store().resolve(ref).config.task["kind"]
         if get_task(kind).embeds and (split is not None or not embeds):
             raise UsageError(f"adapter {ref!r} gives embeddings, no labels: ask with --json or --out FILE.jsonl")
+
+
+def _check_out(write: Path | None, file: Path | None) -> None:
+    """Refuse a file that cannot be written, or that is the input, before anything is loaded."""
+    if write is None:
+        return
+    if write.is_dir():
+        raise UsageError(f"--out {write}: a folder of this name is there; expected a file")
+    if not write.parent.is_dir():
+        raise UsageError(f"--out {write}: no folder {str(write.parent)!r}; make it first, or pass another place")
+    if file is not None and file.resolve() == write.resolve():
+        raise UsageError(f"--out {write} is the input, which would be overwritten: pass another name")
 
 
 def _check_document(texts: list[str] | None, text: str | None, text_pair: str | None, pair: list[str] | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +17,9 @@ import typer
 from onebase.cli import options as o
 from onebase.cli.failures import UsageError
 from onebase.cli.output import Output
+from onebase.errors import OnebaseError
 
+BACKLOG = 2048  # connections that wait to be taken, as uvicorn has it
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -45,7 +49,11 @@ def serve(
         from onebase.serve.keys import hashed
 
         key = secrets.token_urlsafe(32)
-        out.document({"key": key, "hash": hashed(key)}) if as_json else out.note(f"key   {key}\nhash  {hashed(key)}")
+        if as_json:
+            out.document({"key": key, "hash": hashed(key)})
+            return
+        out.line(key)  # alone on stdout: KEY=$(onebase serve --new-key)
+        out.note(f"its hash, for the file of --keys: {hashed(key)}")
         return
     if replicas and not ray:
         raise UsageError("--replicas are those of --ray: add it, or leave --replicas out")
@@ -78,14 +86,45 @@ def serve(
             out.note(f"serving {name} and all stored adapters on {where}")
             _until_stopped()
         return
+    sockets = _listen(host, port)
     server = served.build(open_base(name, device, dtype, out))
     app = create_app(server)
     settle()
     out.note(f"serving {name} and {len(server.catalog.names())} adapters on {where}")
-    uvicorn.run(
+    config = uvicorn.Config(
         app, host=host, port=port, log_level="debug" if debug else "warning", access_log=False,
         timeout_graceful_shutdown=int(settings.drain), timeout_keep_alive=5,
     )  # fmt: skip
+    running = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again once everything is closed
+        running.run(sockets=sockets)
+    if not running.started:
+        raise OnebaseError("the server did not start: its log, above, says why")
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Take the port before a base is loaded; raise where somebody else has it."""
+    found: list[socket.socket] = []
+    reason: OSError | None = None
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UsageError(f"--host {host}: {error.strerror or error}; give an address of this machine") from None
+    for family, _, _, _, address in dict.fromkeys(places):
+        try:
+            found.append(socket.create_server(address[:2], family=family, backlog=BACKLOG))
+        except OSError as error:
+            reason = error
+            if error.errno == errno.EADDRINUSE:
+                break
+    if reason is not None and (reason.errno == errno.EADDRINUSE or not found):
+        for one in found:
+            one.close()
+        if reason.errno == errno.EADDRINUSE:
+            raise OnebaseError(f"port {port} of {host} is in use: end what listens there, or choose another --port")
+        raise OnebaseError(f"cannot listen on {host}, port {port}: {os.strerror(reason.errno or 0)}; "
+                           "choose another --port or --host")  # fmt: skip
+    return found
 
 
 def _until_stopped() -> None:

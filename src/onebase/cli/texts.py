@@ -76,6 +76,9 @@ def read_texts(
     if file is None:
         if pair and len(pair) != len(given):
             raise UsageError(f"{len(given)} texts but {len(pair)} --pair: pass one --pair for each text, in order")
+        for said, values in ((role, given), ("--pair", pair)):
+            if bad := [number for number, value in enumerate(values, 1) if not value.strip()]:
+                raise UsageError(f"{said} {_places(bad)} of the command line is empty: expected a text")
         return Texts(list(given), list(pair) or None)
     if not table:
         return Texts(_lines(read_document(file), file.name))
@@ -132,11 +135,18 @@ def _stdin() -> str:
 
 
 def _lines(content: str, name: str) -> list[str]:
-    """Take one text per line; blank lines are none."""
-    lines = [line.strip("\r") for line in content.split("\n") if line.strip()]
-    if not lines:
+    """Take one text per line; a blank line is refused, as results would no longer stand beside their lines."""
+    if not content.strip():
         raise DataError(f"{name} holds no text; expected one text per line")
+    lines = [line.strip("\r") for line in content.removesuffix("\n").split("\n")]
+    bad = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if bad:
+        raise DataError(f"{name}: no text in line {_places(bad)}; expected one text per line. No line was dropped.")
     return lines
+
+
+def _places(bad: Sequence[int]) -> str:
+    return ", ".join(map(str, bad[:SHOWN])) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
 
 
 def _from_table(
@@ -178,6 +188,7 @@ def _checked(table: Table, column: str) -> list[str]:
     values = table.cells[column]
     bad = [place for place, value in zip(table.places, values) if not isinstance(value, str) or not value.strip()]
     if bad:
-        shown = ", ".join(map(str, bad[:SHOWN])) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-        raise DataError(f"{table.name}: column {column!r} has no text in {table.unit} {shown}. No row was dropped.")
+        raise DataError(
+            f"{table.name}: column {column!r} has no text in {table.unit} {_places(bad)}. No row was dropped."
+        )
     return list(values)

@@ -33,6 +33,8 @@ NOT_SETTINGS = (
     "ray_workers",
 )
 MANY = "Many jobs in one pass"
+DTYPES = ("float32", "bfloat16", "float16")
+NEW: tuple[str, dict[str, Any]] = ("the defaults", {})  # of a run to resume that is not there
 
 
 def train(
@@ -60,7 +62,10 @@ def train(
     ] = None,
     text: o.TextColumn = None,
     text_pair: o.TextPairColumn = None,
-    label: o.LabelColumn = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="COLUMN", rich_help_panel=o.DATA, help="Of the label; repeat for 0/1 columns."),
+    ] = None,
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
     column: o.Columns = None,
@@ -157,6 +162,11 @@ def train(
     """
     given = {key: value for key, value in locals().items() if key not in NOT_SETTINGS}
     roles = o.roles_of(given.pop("column"))
+    given["label"] = label[0] if label and len(label) == 1 else None
+    if label and len(label) > 1:
+        if "labels" in roles:
+            raise UsageError("the columns of labels are named by --label and by --column: leave one out")
+        roles["labels"] = label
     if both := [role for role in roles if given.get(role) is not None]:
         raise UsageError(
             f"the column of {both[0]} is named by --{both[0].replace('_', '-')} and by --column: leave one out"
@@ -182,12 +192,16 @@ def train(
         if processes or shard or ray:
             raise UsageError("many jobs train in one process: leave --processes, --ray and --shard out")
         chosen = choose(given, sets or [], config, "lora", _inherited(init_from))
+        _check_place(chosen, here=not chosen.get("dry_run"))
         train_jobs(asked, chosen, method is not None, out, track)
         return
     below = _interrupted(name, out) if resume else _inherited(init_from)
     chosen = choose(given, sets or [], config, METHOD, below)
     for sentence in chosen.replaced:
         out.note(sentence)
+    if resume and name is not None and below == NEW:
+        _say_new(name, chosen, out)
+    _check_place(chosen, here=not (ray or chosen.get("dry_run")))
     stored_as = _checked_name(chosen)
     if ray and not chosen.get("dry_run"):
         from onebase.cli import ray_workers as on_ray
@@ -298,9 +312,42 @@ def _interrupted(name: str | None, out: Output) -> tuple[str, dict[str, Any]]:
             )
         raise UsageError("--resume: no interrupted run is there")
     if not found:
-        return "the defaults", {}  # it was stopped before its first checkpoint: it starts over
+        return NEW
     out.note(f"going on with {found[0].stem}")
     return "the interrupted run", read(found[0])[1]["facts"].get("command", {})
+
+
+def _say_new(name: str, chosen: Chosen, out: Output) -> None:
+    """Say that no run of this name is there: it starts over where data is given, as one killed early would.
+
+    Raises:
+        UsageError: there is no data to start over with.
+    """
+    from onebase.store import Store
+    from onebase.training.checkpoint import interrupted
+
+    there = ", ".join(path.stem for path in interrupted(Store().root)) or "none"
+    sentence = f"--resume: no interrupted run {name!r}; there are: {there}"
+    if chosen.get("data") is None:
+        raise UsageError(f"{sentence}. Pass one of these as --name, or --data to start anew.")
+    out.note(f"{sentence}; training starts from the beginning")
+
+
+def _check_place(chosen: Chosen, here: bool = True) -> None:
+    """Refuse a dtype or a device that is none, or that has to be `here` and is not, before anything is loaded."""
+    device, dtype = chosen.get("device"), chosen.get("dtype")
+    if dtype is not None and dtype not in (*DTYPES, "auto"):
+        raise UsageError(f"--dtype {dtype!r}: expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    if device is None:
+        return
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"--device {device!r}: expected cpu, cuda, cuda:N (such as cuda:1) or mps") from None
+    if kind == "cuda" and here and not torch.cuda.is_available():
+        raise UsageError(f"--device {device!r}: there is no CUDA device here. Leave it out, or pass cpu.")
 
 
 def _inherited(ref: str | None) -> tuple[str, dict[str, Any]] | None:

@@ -12,7 +12,7 @@ A stored one is a small file that names its parts by digest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onebase.compose.recipes import Average, Combine, Composition, Fuse, Stack
 from onebase.methods.method import Method
@@ -45,36 +45,38 @@ def fuse(*parts: str | Method) -> Composition:
 
 def combine(
     *parts: str | Method,
-    weights: Sequence[float] = (),
+    weights: Sequence[float] | Mapping[str, float] = (),
     how: str = "linear",
     rank: int | None = None,
-    density: float = 0.5,
-    seed: int = 0,
+    density: float | None = None,
+    seed: int | None = None,
 ) -> Composition:
     """Combine changes of linear maps (LoRA, DoRA, HiRA, VeRA, dense) into one.
 
     Args:
         parts: names of adapters.
-        weights: one number per part, of its change; 1 each by default.
+        weights: one number per part, of its change, in their order or by name; 1 each by default.
         how: 'linear' (weighted sum), 'ties' (prune, elect signs, mean of those that agree), 'dare' (drop at random,
             rescale, sum), 'dare_ties', 'prune' (the largest values, sum).
         rank: keep the nearest LoRA of this rank (by SVD); None keeps the exact change: a LoRA whose rank is the sum of
             the parts' for a linear combination of LoRAs, a dense change otherwise.
-        density: share of values kept by ties, dare, dare_ties and prune.
-        seed: of what dare drops.
+        density: share of values kept by ties, dare, dare_ties and prune, .5 by default; others do not take it.
+        seed: of what dare and dare_ties drop, 0 by default; others do not take it.
     """
-    return Combine(parts=parts, weights=tuple(weights), how=how, rank=rank, density=density, seed=seed)
+    return Combine(parts=parts, weights=weights, how=how, rank=rank, density=density, seed=seed)  # type: ignore[arg-type]
 
 
-def average(*parts: str | Method, weights: Sequence[float] = (), of: str = "outputs") -> Composition:
+def average(
+    *parts: str | Method, weights: Sequence[float] | Mapping[str, float] = (), of: str = "outputs"
+) -> Composition:
     """Average what adapters add at each site, or their values.
 
     Args:
         parts: names of adapters.
-        weights: one number per part; equal parts of 1 by default.
+        weights: one number per part, in their order or by name; equal parts of 1 by default.
         of: 'outputs', for any adapters that change values; 'values', for adapters of one method and shape.
     """
-    return Average(parts=parts, weights=tuple(weights), of=of)
+    return Average(parts=parts, weights=weights, of=of)  # type: ignore[arg-type]
 
 
 def _flat(parts: Sequence[str | Method]) -> tuple[str | Method, ...]:

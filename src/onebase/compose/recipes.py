@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,12 +15,14 @@ from onebase.core.site import Site
 from onebase.errors import ConfigError, UnsupportedError, unknown
 from onebase.methods.dense import DenseDelta
 from onebase.methods.lora import low_rank
-from onebase.methods.method import Init, Method, check
+from onebase.methods.method import Init, Method, check, plain_number
 from onebase.methods.union import UnionModule
 
 if TYPE_CHECKING:
     from onebase.adapter import Adapter
 
+DENSITY = 0.5  # share of values that is kept by default
+USED_BY = {"density": ("ties", "dare", "dare_ties", "prune"), "seed": ("dare", "dare_ties")}  # option -> how
 NAME = "composed"  # of the method in a stored config
 
 
@@ -222,12 +224,25 @@ class _Weighted(Composition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = self.weights or self._default()
+        weights = self._numbers() or self._default()
         check(len(weights) == len(self.parts), f"{self.kind}: weights", list(weights), f"{len(self.parts)} numbers")
         for weight in weights:
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             check(number and abs(weight) < float("inf"), f"{self.kind}: weights", list(weights), "finite numbers")
         object.__setattr__(self, "weights", tuple(float(w) for w in weights))  # the dataclass is frozen
+
+    def _numbers(self) -> tuple[Any, ...]:
+        """Return the weights in the order of the parts: of a list, an array, or a mapping by part."""
+        given: Any = self.weights
+        if isinstance(given, Mapping):
+            names = [part if isinstance(part, str) else part.shorthand() for part in self.parts]
+            check(len(given) == len(set(names)) == len(names) and set(given) == set(names), f"{self.kind}: weights",
+                  dict(given), f"a number for each of {', '.join(names)}")  # fmt: skip
+            return tuple(plain_number(given[name]) for name in names)
+        given = given.tolist() if hasattr(given, "tolist") else given  # an array or a tensor
+        listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | set | frozenset)
+        check(listed, f"{self.kind}: weights", given, "a list of numbers, or a mapping by part")
+        return tuple(plain_number(weight) for weight in given)
 
     def _default(self) -> tuple[float, ...]:
         return (1.0 / len(self.parts),) * len(self.parts)
@@ -307,18 +322,31 @@ class Combine(_Weighted):
 
     how: str = "linear"
     rank: int | None = None
-    density: float = 0.5
-    seed: int = 0
+    density: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.how not in HOW:
             raise unknown("combine.how", self.how, HOW)
+        for name, default in (("rank", None), ("density", DENSITY), ("seed", 0)):
+            value, used = plain_number(getattr(self, name)), USED_BY.get(name, HOW)
+            if value is not None and self.how not in used:
+                raise ConfigError(
+                    f"combine.{name} = {value!r} has no effect with how={self.how!r}, only with {', '.join(used)}: "
+                    "leave it out, or choose one of these"
+                )
+            if value is None and self.how in used:
+                value = default
+            object.__setattr__(self, name, value)  # the dataclass is frozen
         whole = isinstance(self.rank, int) and not isinstance(self.rank, bool) and self.rank >= 1
         check(self.rank is None or whole, "combine.rank", self.rank, "an integer of at least 1, or None")
-        number = isinstance(self.density, int | float) and not isinstance(self.density, bool)
-        check(number and 0 < self.density <= 1, "combine.density", self.density, "more than 0, at most 1")
-        check(isinstance(self.seed, int) and self.seed >= 0, "combine.seed", self.seed, "an integer of at least 0")
+        if self.density is not None:
+            fits = type(self.density) in (int, float) and 0 < self.density <= 1
+            check(fits, "combine.density", self.density, "more than 0, at most 1")
+        if self.seed is not None:
+            fits = type(self.seed) is int and 0 <= self.seed < 2**63
+            check(fits, "combine.seed", self.seed, "an integer of at least 0")
 
     def _default(self) -> tuple[float, ...]:
         return (1.0,) * len(self.parts)
@@ -326,15 +354,13 @@ class Combine(_Weighted):
     def options(self) -> dict[str, Any]:
         """Return weights and those settings that have an effect."""
         found = {**super().options(), "how": self.how, "rank": self.rank}
-        if self.how != "linear":
-            found["density"] = self.density
-        return found | ({"seed": self.seed} if self.how.startswith("dare") else {})
+        return found | {name: getattr(self, name) for name, used in USED_BY.items() if self.how in used}
 
     def build(self, sites: Sequence[Site], init: Init) -> AdapterModule:
         """Compute the combination at every site of any part; a part without that site changes nothing there."""
         found, by_name = self._deltas(), {site.name: site for site in sites}
         self._pointwise(found)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed or 0)
         deltas: dict[str, Delta] = {}
         facts = {"error": 0.0}
         with torch.no_grad():
@@ -352,14 +378,14 @@ class Combine(_Weighted):
         changes = {number: change(site, delta) for number, delta in own}
         like = next(iter(changes.values()))[0]
         every = [changes[i][0] if i in changes else torch.zeros_like(like) for i in range(len(self.held))]
-        mixed = combine(every, self.weights, self.how, self.density, generator)
+        mixed = combine(every, self.weights, self.how, self.density or DENSITY, generator)
         if all(bias is None for _, bias in changes.values()):
             bias = None
         else:
             given = [changes[i][1] if i in changes else None for i in range(len(self.held))]
             bias = combine(
                 [like.new_zeros(site.d_out) if b is None else b for b in given],
-                self.weights, self.how, self.density, generator,
+                self.weights, self.how, self.density or DENSITY, generator,
             )  # fmt: skip
         if self.rank is None:
             return DenseDelta(mixed, bias)

@@ -190,15 +190,15 @@ def check_classes(
                     )
 
 
-def check_scores(table: Table, rows: Rows, role: str, column: str, problems: Problems) -> None:
-    """Note measurements that are all the same."""
+def check_scores(table: Table, rows: Rows, role: str, column: str, problems: Problems, learning: bool = True) -> None:
+    """Note measurements that are all the same: no order is to be learned, or to be compared where none is learned."""
     values = iter(rows[role])
     first = next(values, None)
     if all(value == first for value in values):
         problems.add(
             "one value only",
-            f"{table.name}, column {column!r}: every {role} is {first}; there is nothing to learn. Name another column "
-            "where this is not the one",
+            f"{table.name}, column {column!r}: every {role} is {first}; there is nothing to "
+            f"{'learn' if learning else 'put in order'}. Name another column where this is not the one",
         )
 
 

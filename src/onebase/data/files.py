@@ -199,7 +199,7 @@ def _data_files(folder: Path) -> list[Path]:
 
 def _split_files(folder: Path) -> dict[str, Path]:
     """Find the train, validation and test files of a folder; other files are not data."""
-    usable = _data_files(folder)
+    usable, shown_as = _data_files(folder), folder.resolve().name or str(folder)  # the name of "." is empty
     found: dict[str, list[Path]] = {}
     for path in usable:
         if split := SPLIT_NAMES.get(_PART.sub("", Path(plain_name(path)).stem)):
@@ -209,13 +209,13 @@ def _split_files(folder: Path) -> dict[str, Path]:
     if twice:
         split, files = next(iter(twice.items()))
         shown = " and ".join(p.name for p in files)
-        raise DataError(f"{folder.name}: two files for {split}: {shown}. Keep one, or pass the path of one file.")
+        raise DataError(f"{shown_as}: two files for {split}: {shown}. Keep one, or pass the path of one file.")
     chosen = {split: files[0] for split, files in found.items()}
     if len({extension_of(p) for p in chosen.values()}) > 1:
-        raise DataError(f"{folder.name}: files of different kinds ({names}). Use one extension for all splits.")
+        raise DataError(f"{shown_as}: files of different kinds ({names}). Use one extension for all splits.")
     if "train" not in chosen:
         raise DataError(
-            f"{folder.name}: no train file. A folder needs train.csv (or another of {', '.join(EXTENSIONS)}) and may "
+            f"{shown_as}: no train file. A folder needs train.csv (or another of {', '.join(EXTENSIONS)}) and may "
             f"have validation and test; data files found: {names}. Rename one, or pass the path of one file."
         )
     return chosen

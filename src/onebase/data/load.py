@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Given = dict[str, Rows]
 # Options of `load` that are no roles, for misspelt ones.
-_OPTIONS = ("task", "columns", "group", "seed", "limit", "encoding", "delimiter", "quote", "sheet", "memory")
+_OPTIONS = ("task", "columns", "group", "seed", "limit", "encoding", "delimiter", "quote", "sheet", "memory", "whole")
 
 
 def load(
@@ -45,6 +45,7 @@ def load(
     quote: str | None = None,
     sheet: str | None = None,
     memory: int = MEMORY,
+    whole: bool = False,
     **roles: str | Sequence[str] | None,
 ) -> Data:
     """Read data, find its columns, check every row, and split it where it does not come split.
@@ -77,6 +78,8 @@ def load(
         sheet: of an Excel workbook; the only one that holds something by default.
         memory: bytes of rows of a split to hold in memory (roughly); beyond it rows are kept in a temporary file and
             read from there by index.
+        whole: take one file or table to be scored only: nothing is cut, all rows are in `train`, and what only training
+            needs (enough rows, several classes) is not asked for. What comes in splits is read as always.
         roles: the column of any further role by its name: ``source="de", target="fr"``; the same as in `columns`.
 
     Returns:
@@ -104,8 +107,9 @@ def load(
     name, tables, notes = read_source(source, told, task, memory)
     kind, found = _roles(tables, asked, task, name, group)
     running = tables["train"].running
-    kind, given, said = _checked_splits(name, tables, found, kind, task, group)
-    splits, made = _complete(given, seed, running, tables["train"].name, kind)
+    whole = whole and tuple(tables) == ("train",)
+    kind, given, said = _checked_splits(name, tables, found, kind, task, group, learning=not whole)
+    splits, made = _uncut(given) if whole else _complete(given, seed, running, tables["train"].name, kind)
     labels = _labels_of(splits, kind)
     notes = [*notes, *said, *made]
     if limit is not None:
@@ -118,7 +122,7 @@ def load(
         labels=labels,
         source=name,
         digest=digest_of(kind, splits),
-        splits_made="validation" not in given,
+        splits_made="validation" not in given and not whole,
         given=tuple(given),
         columns={role: ", ".join(names) for role, names in found.items()} if not running else {},
         notes=tuple(notes),
@@ -177,9 +181,18 @@ def _roles(
 
 
 def _checked_splits(
-    name: str, tables: Mapping[str, Table], columns: Columns, kind: str, task: str | None, group: str | None
+    name: str,
+    tables: Mapping[str, Table],
+    columns: Columns,
+    kind: str,
+    task: str | None,
+    group: str | None,
+    learning: bool,
 ) -> tuple[str, Given, list[str]]:
-    """Return the kind, the rows of each split given and notes; all problems in all of them are raised together."""
+    """Return the kind, the rows of each split given and notes; all problems in all of them are raised together.
+
+    What only training needs is asked for where `learning`.
+    """
     if kind == "classification" and task is None and _measured(tables["train"], columns["label"][0]):
         kind = "regression"
         columns["score"] = columns.pop("label")
@@ -195,12 +208,13 @@ def _checked_splits(
     usable = {split: found for split, found in rows.items() if found is not None}
     if "train" in usable:
         train, target = tables["train"], next((role for role in TARGETS if role in columns), "")
-        if kind not in PLAIN:
+        if learning and kind not in PLAIN:
             check_count(train, usable["train"], problems)
         if target not in ("score", "") and kind != "rerank":
-            check_classes(tables, usable, target, ", ".join(columns[target]), problems)
+            if learning:
+                check_classes(tables, usable, target, ", ".join(columns[target]), problems)
         elif target:
-            check_scores(train, usable["train"], target, columns[target][0], problems)
+            check_scores(train, usable["train"], target, columns[target][0], problems, learning)
     problems.raise_any()
     return kind, usable, notes
 
@@ -240,6 +254,12 @@ def _complete(given: Given, seed: int, running: bool, name: str, kind: str) -> t
         splits["test"] = splits["train"].select(())
         notes.append("There is no test split: test is empty.")
     return {split: splits[split] for split in SPLITS}, notes
+
+
+def _uncut(given: Given) -> tuple[Given, list[str]]:
+    """Leave all rows in train: they are scored, and nothing is held out from them."""
+    rows = _without_group(given["train"])
+    return {"train": rows, "validation": rows.select(()), "test": rows.select(())}, []
 
 
 def _without_group(rows: Rows) -> Rows:

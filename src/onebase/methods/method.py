@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,10 +157,11 @@ def _coerce(where: str, value: Any, hint: Any) -> Any:
             return None
         if option is bool and isinstance(value, bool):
             return value
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+        plain = plain_number(value)
+        if option is int and type(plain) is int:
+            return plain
+        if option is float and type(plain) in (int, float):
+            return float(plain)
         if option is str and isinstance(value, str):
             return value
         if origin is typing.Literal and value in args:
@@ -170,6 +172,15 @@ def _coerce(where: str, value: Any, hint: Any) -> Any:
             return {_coerce_key(where, k, args[0]): _coerce(where, v, args[1]) for k, v in value.items()}
     shown = " or ".join(str(getattr(o, "__name__", o)) if typing.get_origin(o) is None else str(o) for o in options)
     raise ConfigError(f"{where} = {value!r}: expected {shown.replace('typing.', '')}")
+
+
+def plain_number(value: Any) -> Any:
+    """Return a number of any library, such as numpy's, as Python's own; anything else, and a truth value, as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _coerce_key(where: str, key: Any, hint: Any) -> Any:

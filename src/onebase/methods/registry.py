@@ -117,16 +117,40 @@ def parse_method(given: str | Method | Mapping[str, Any]) -> Method:
             ``{"name": "lora", "settings": {"rank": 16}}``, or a method instance.
 
     Raises:
-        ConfigError: not a call with literal keyword arguments, or a wrong setting.
+        ConfigError: not a call with literal keyword arguments, a mapping with other keys, no method at all, or a wrong
+            setting.
         UnknownNameError: no such method or setting.
     """
     if isinstance(given, str):
         name, settings = _parse(given)
     elif isinstance(given, Mapping):
-        name, settings = str(given.get("name")), dict(given.get("settings") or {})
+        name, settings = _parse_mapping(given)
     else:
-        return given
+        return _instance(given)
     return get_method(name).from_settings(settings)
+
+
+def _parse_mapping(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Read ``{"name": ..., "settings": {...}}``; a setting beside the name would be left out in silence."""
+    how = "expected a name and settings, such as {'name': 'lora', 'settings': {'rank': 4}}"
+    strange = sorted(map(str, given.keys() - {"name", "settings"}))
+    if strange:
+        raise ConfigError(f"method {dict(given)!r} has {', '.join(strange)}: {how}")
+    name, settings = given.get("name"), given.get("settings")
+    if not isinstance(name, str) or not isinstance(settings, Mapping | None):
+        raise ConfigError(f"method {dict(given)!r}: {how}")
+    return name, dict(settings or {})
+
+
+def _instance(given: Any) -> Method:
+    """Return what is a method already."""
+    from onebase.methods.method import Method
+
+    if isinstance(given, Method):
+        return given
+    if isinstance(given, type) and issubclass(given, Method):
+        raise ConfigError(f"method {given.__name__} is a class: pass one of it, {given.__name__}()")
+    raise ConfigError(f"method = {given!r}: expected a method such as LoRA(rank=4), or its shorthand 'lora(rank=4)'")
 
 
 def split_methods(given: Sequence[str]) -> list[str]:

@@ -13,6 +13,8 @@ from onebase.serve.scheduler import Admission
 from onebase.serve.tiers import Entry
 from onebase.store import Stored
 
+PART = "\ufffd"  # what a part of a character is decoded as
+
 
 class Late(OnebaseError):
     """The deadline of a request passed."""
@@ -78,6 +80,8 @@ class Prompt:
         stop: texts that end it.
         told: receives every piece of text with its tokens, in a writing thread; tokens only where `logprobs` is given.
         logprobs: how many of the most probable tokens to name in each place; None: no probabilities.
+        exact: the number of new tokens was asked for: refused where the base has no room for so many, else as many as
+            there is room for are written.
     """
 
     prompt: Any
@@ -87,6 +91,7 @@ class Prompt:
     stop: tuple[str, ...]
     told: Callable[[str, Sequence[Token]], None] | None = None
     logprobs: int | None = None
+    exact: bool = False
     future: Future = field(default_factory=Future)
     entry: Entry | None = None
     admission: Admission | None = None

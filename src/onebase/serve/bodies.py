@@ -80,8 +80,19 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,),
+    "logit_bias": ({},), "echo": (False,), "suffix": ("",), "tools": ([],), "tool_choice": ("none", "auto"),
+    "functions": ([],), "function_call": ("none", "auto"), "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},), "modalities": (["text"],), "store": (False,), "metadata": ({},),
+    "service_tier": ("auto", "default"), "use_beam_search": (False,), "ignore_eos": (False,), "min_tokens": (0,),
+    "skip_special_tokens": (True,), "stop_token_ids": ([],), "best_of": (),
+}  # fmt: skip
+"""Fields of OpenAI's and vLLM's that are not supported -> values that change no answer; None is always one."""
+
+
 class Writing(Body):
-    """What completions and chats share."""
+    """What completions and chats share; a field that is not supported may have a value that changes nothing."""
 
     model: Name
     max_tokens: int | None = Field(None, ge=1)
@@ -95,6 +106,23 @@ class Writing(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral(cls, values: Any) -> Any:
+        """Leave out what changes nothing: clients send every field that they know."""
+        if not isinstance(values, dict):
+            return values
+        copies = values.get("n") or 1
+        same = {**NEUTRAL, "best_of": (copies,), "top_k": (0, -1)}
+
+        def says(name: str, value: Any) -> bool:
+            if value is None:
+                known = cls.model_fields.get(name)
+                return name in same if known is None else not known.is_required()
+            return value in same.get(name, ())
+
+        return {name: value for name, value in values.items() if not says(name, value)}
 
     def places(self) -> int | None:
         """How many of the most probable tokens to name in each place; None: no probabilities."""
@@ -122,7 +150,7 @@ class Chat(Writing):
 
     @model_validator(mode="after")
     def _alternatives(self) -> Chat:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs has no effect without logprobs: true")
         return self
 

@@ -137,8 +137,16 @@ class Catalog:
         number = shelf.newest if not version else shelf.aliases.get(version)
         if number is None and VERSION.fullmatch(version) and int(version) in {*shelf.versions, *shelf.broken}:
             number = int(version)
-        if number is None or f"{name}@{number}" in self.withdrawn:
-            known = [str(v) for v in shelf.versions] + list(shelf.aliases)
+        gone = {v for v in (*shelf.versions, *shelf.broken) if f"{name}@{v}" in self.withdrawn}
+        if number is None or number in gone:
+            known = [str(v) for v in shelf.versions if v not in gone]
+            known += [alias for alias, v in shelf.aliases.items() if v not in gone]
+            if number is not None:
+                others = f"Others: {', '.join(known)}." if known else "It has no other."
+                raise UnknownNameError(
+                    f"adapter {name!r}: version {number} was withdrawn; an admin serves it again with "
+                    f'POST /v1/adapters {{"ref": "{name}@{number}"}}. {others}'
+                )
             raise UnknownNameError(f"adapter {name!r} has no version or alias {version!r}. {nearest(version, known)}")
         if number in shelf.broken:
             return store.resolve(f"{name}@{number}")  # raises what is wrong, or it was repaired

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from onebase.devices import answering_threads, keep_memory
 from onebase.errors import RouteError, UnsupportedError
-from onebase.serve.asked import Late, Prompt, Row
+from onebase.serve.asked import PART, Late, Prompt, Row
 from onebase.serve.catalog import PLAIN
 from onebase.serve.scheduler import Admission, Item, Overloaded, Scheduler
 from onebase.serve.settings import ServeSettings
+from onebase.serve.text import positions_of
 from onebase.serve.tiers import Tiers
 from onebase.serve.turns import Turns
 from onebase.serve.writing import Writer
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 WINDOW = 10.0  # seconds of rates
 FEWEST = 4  # rows that a thread takes at least, where there are so many: smaller batches cost more for each row
+MOST_BYTES = 4  # of a character in UTF-8
+TAIL = 8  # tokens of a prompt that are decoded with what follows it
 CHARACTERS = 4  # of a token, roughly: rows are weighed before they are encoded
 
 
@@ -46,6 +49,8 @@ class Engine:
         keep_memory(shared=True)
         self.base, self.settings = base, settings
         self.turns, self.encoding = Turns(), base.encoding
+        self.positions = positions_of(base)
+        self.special = frozenset(getattr(base.tokenizer, "all_special_ids", ()))
         self.tiers = Tiers(base, self.turns, settings.device_bytes, settings.memory_bytes)
         self.rows = Scheduler()
         self.prompts = Scheduler(quantum=1)  # a prompt of each adapter in turn: how long its text becomes nobody knows
@@ -263,10 +268,49 @@ class Engine:
                 pairs=None if pairs[0] is None else pairs,
             )  # fmt: skip
 
-    def text_of(self, ids: Sequence[int]) -> str:
-        """Decode tokens."""
+    # -- texts -------------------------------------------------------------------------------------------------------
+
+    def tail_of(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """Return the last tokens of a prompt that is continued: enough of them to decode what follows as what follows.
+
+        A decoder that writes its prompt on needs them: tokenizers leave out the space at the start of a text.
+        """
+        if self.base.is_encoder_decoder:
+            return ()
+        read, size = [i for i in prompt if i not in self.special], TAIL
+        # a tail that begins within a character would spoil the characters that follow
+        while size < len(read) and self.text_of(read[-size:]).startswith(PART):
+            size *= 2
+        return tuple(read[-size:])
+
+    def text_of(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        """Decode tokens.
+
+        Args:
+            ids: tokens.
+            after: the tokens before them: the text is what `ids` add to the text of these.
+        """
         with self.encoding:
-            return self.base.tokenizer.decode(list(ids), skip_special_tokens=True)
+            text = self._decode([*after, *ids])
+            if text.endswith(PART):  # bytes of a character that is not complete spoil complete ones before it, in some
+                for part in range(1, min(MOST_BYTES, len(ids) + 1)):
+                    whole = self._decode([*after, *ids[:-part]])
+                    if not whole.endswith(PART):
+                        text = whole + self._decode(ids[-part:])
+                        break
+            before = self._decode(after) if after else ""
+            if text.startswith(before):
+                return text[len(before) :]
+            if not before.endswith(PART):  # bytes that are no character spoil those before them
+                return self._decode(ids)
+        # a prompt that ends within a character reads differently once the character is complete
+        kept = 0
+        while text[kept : kept + 1] == before[kept : kept + 1] != "":
+            kept += 1
+        return text[kept:]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.base.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def _queue(one: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from typing import Any
@@ -17,6 +16,8 @@ from onebase.serve.asked import Late
 from onebase.serve.scheduler import Overloaded
 
 log = logging.getLogger("onebase.serve")
+CLOSE = re.compile(r".*Did you mean ('.*?')\? Known: ", re.DOTALL)  # as errors.nearest says it, the last time
+JSON = re.compile(r"application/([\w.-]+\+)?json")
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 422: "unusable_adapter_error",
@@ -73,9 +74,8 @@ def add_handlers(app: FastAPI) -> None:
     async def ours(request: Request, error: Exception) -> JSONResponse:
         status, fields = told_of(error)
         if status == 404:
-            said = re.search(r"'([^']*)'", fields["message"])
-            known = request.app.state.server.catalog.visible(request.state.key)
-            fields["nearest"] = difflib.get_close_matches(said.group(1) if said else "", known, 3)
+            said = CLOSE.search(fields["message"])
+            fields["nearest"] = re.findall(r"'([^']*)'", said.group(1)) if said else []
         return refusal(status, **fields)
 
     async def plain(request: Request, error: Exception) -> JSONResponse:
@@ -86,6 +86,13 @@ def add_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"][1:])
+        if first["type"] == "json_invalid":  # its place is a character
+            why = (first.get("ctx") or {}).get("error", first["msg"])
+            return refusal(400, f"body: not JSON: {why}, at character {place}")
+        sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not place and isinstance(error.body, bytes) and not JSON.fullmatch(sent):
+            had = f"the header Content-Type is {sent!r}" if sent else "there is no header Content-Type"
+            return refusal(400, f"body: {had}: send Content-Type: application/json")
         return refusal(400, f"{place or 'body'}: {first['msg']}", param=place or None)
 
     app.add_exception_handler(OnebaseError, ours)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onebase.serve.server import Server
 
 SHOWN = 60  # batches in /v1/stats
+WHOLE = ("/v1/chat/completions",)  # paths with more parts than two, and no name in them
 WINDOW = 60.0  # seconds of latencies
 
 
@@ -44,6 +45,8 @@ class Metrics:
         """Count a request; paths with names in them are counted as one."""
         parts = path.split("/")
         known = "/".join(parts[:3]) if path.startswith("/v1/") else path if path.count("/") == 1 else "/page"
+        if path in WHOLE:
+            known = path
         if status == 404:
             known = "other"
         self._requests.labels(known, str(status)).inc()

@@ -69,6 +69,10 @@ class Server:
 
     def deadline(self, request: Request) -> float:
         """Return the time at which nobody waits any more."""
+        return time.monotonic() + self._seconds(request)[0]
+
+    def _seconds(self, request: Request) -> tuple[float, str]:
+        """Return the seconds that a request has, and what says so."""
         given = request.headers.get("x-timeout-seconds", "")
         try:
             wished = float(given) if given else self.settings.timeout
@@ -76,7 +80,13 @@ class Server:
             wished = -1.0
         if not 0 < wished < float("inf"):
             raise HTTPException(400, f"x-timeout-seconds = {given!r}: expected seconds, more than 0")
-        return time.monotonic() + min(wished, self.settings.timeout)
+        if given and wished <= self.settings.timeout:
+            return wished, "x-timeout-seconds of the request"
+        return self.settings.timeout, "the server's --timeout"
+
+    def _late(self, request: Request) -> Late:
+        seconds, limit = self._seconds(request)
+        return Late(f"no answer within {seconds:g} seconds ({limit})")
 
     async def loaded(self, lease: Future[Entry]) -> Entry:
         """Wait for an adapter to be on the device."""
@@ -93,7 +103,7 @@ class Server:
             while pending:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise Late(f"no answer within {self.settings.timeout:g} seconds or the request's own limit")
+                    raise self._late(request)
                 done, pending = await asyncio.wait(pending, timeout=min(left, POLL), return_when="FIRST_EXCEPTION")
                 if any(not f.cancelled() and f.exception() for f in done):
                     break
@@ -101,6 +111,8 @@ class Server:
                     self.counts["cancelled"] += 1
                     raise HTTPException(499, "the client is gone")
             return [f.result() for f in futures if f not in pending or not f.cancel()]
+        except Late:  # of a row, which knows no limits
+            raise self._late(request) from None
         finally:
             if pending:
                 for future in futures:

@@ -178,9 +178,9 @@ class Trainings:
 
     def _check(self, request: TrainingRequest) -> None:
         from onebase.methods.registry import parse_method
-        from onebase.store.names import check_name
+        from onebase.store.names import check_new_name
 
-        check_name(request.name)
+        check_new_name(request.name)
         parse_method(request.method)
         if (request.sample is None) == (request.csv is None):
             raise ConfigError("expected either sample or csv: GET /v1/samples lists the samples")

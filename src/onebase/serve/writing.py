@@ -18,8 +18,9 @@ from torch import Tensor
 from onebase.decoding import Decoding, problem_of
 from onebase.encode import Encoded
 from onebase.errors import OnebaseError, RouteError
-from onebase.generation import RowSampler, draw, encode_prompts, write_rows
-from onebase.serve.text import Text, wants_chances
+from onebase.generation import RowSampler, batches, draw, encode_prompts, write_rows
+from onebase.serve.asked import Prompt
+from onebase.serve.text import Text, positions_of, wants_chances
 
 if TYPE_CHECKING:
     from onebase.serve.engine import Engine
@@ -67,15 +68,30 @@ class Writer:
             name = None if entry is None else entry.name
             try:
                 ids = encode_prompts(self.base, [asked.prompt], [name])[0].ids
-                limit, most = self.base.anatomy.stacks[-1].position_limit, asked.sampling.max_new_tokens
-                if limit is not None and len(ids) + most > limit:
-                    raise RouteError(
-                        f"{len(ids)} tokens of prompt and {most} new ones: this base has {limit} positions"
-                    )
-                texts.append(Text(self.engine, item, ids, name))
+                texts.append(Text(self.engine, item, ids, name, self._room(len(ids), asked)))
             except Exception as error:
                 self._failed([item], error)
         return texts
+
+    def _room(self, read: int, asked: Prompt) -> int:
+        """Return how many tokens may be written after `read` tokens of prompt; raise where that is too few."""
+        limit, most = self.engine.positions, asked.sampling.max_new_tokens
+        left = None if limit is None else limit - read
+        if left is not None and left < (0 if self.base.is_encoder_decoder else 1):
+            raise RouteError(
+                f"the prompt has {read} tokens, and {self.base.id} reads at most {limit}: shorten the prompt"
+            )
+        if self.base.is_encoder_decoder:  # what is written has positions of its own, one of them before the first
+            limit = positions_of(self.base, -1)
+            left = None if limit is None else limit - 1
+        if left is None or most <= left:
+            return most
+        if asked.exact:
+            raise RouteError(
+                f"the prompt has {read} tokens and max_tokens = {most}, and {self.base.id} has {limit} positions: "
+                f"max_tokens can be {left} at most here"
+            )
+        return left
 
     def _failed(self, items: Sequence[Item], error: Exception) -> None:
         if not isinstance(error, OnebaseError):
@@ -166,8 +182,9 @@ class Writer:
             most = self.engine.settings.group_prompts
             batch, late = self.queue.take(most, most, time.monotonic())
             self.engine.drop(late)
-            if texts := self._begin(batch):
-                self._group(texts)
+            texts = self._begin(batch)
+            for part in batches(self.base, [len(text.read) for text in texts]) if texts else []:
+                self._group([texts[i] for i in part])
 
     def _group(self, texts: Sequence[Text]) -> None:
         rows = [Encoded(tuple(text.read)) for text in texts]

@@ -10,6 +10,7 @@ from onebase.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_LENGTH = 64
+BASE = "base"  # what routes and a server's requests call the base without any adapter
 VERSION = re.compile(r"[1-9][0-9]{0,8}")  # no leading zero: one spelling, one folder
 # learn.microsoft.com "Naming Files, Paths, and Namespaces": reserved alone and before any extension
 WINDOWS_RESERVED = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
@@ -34,6 +35,18 @@ def check_name(name: object) -> str:
         raise ConfigError(f"adapter name {name!r} has '..' or ends in '.', which paths give a meaning of its own.")
     if name.split(".")[0].lower() in WINDOWS_RESERVED:
         raise ConfigError(f"adapter name {name!r} is reserved by Windows; choose another, e.g. 'my-{name}'.")
+    return name
+
+
+def check_new_name(name: object) -> str:
+    """Check that an adapter can be stored under `name`, and be asked for by it afterwards.
+
+    Raises:
+        ConfigError: see `check_name`, or the name means the plain base.
+    """
+    name = check_name(name)
+    if name == BASE:
+        raise ConfigError(f"adapter name {name!r} means the plain base; choose another, e.g. 'my-{name}'.")
     return name
 
 
@@ -70,4 +83,5 @@ def clean_name(text: str) -> str:
     """Make a valid adapter name of any text."""
     name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", text).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
     name = name or "adapter"
-    return f"my-{name}"[:NAME_LENGTH] if name.split(".")[0].lower() in WINDOWS_RESERVED else name
+    taken = name == BASE or name.split(".")[0].lower() in WINDOWS_RESERVED
+    return f"my-{name}"[:NAME_LENGTH] if taken else name

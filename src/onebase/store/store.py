@@ -19,7 +19,7 @@ from onebase.store.aliases import ALIAS, Histories, check_alias, locked, read_al
 from onebase.store.card import render_card
 from onebase.store.difference import Difference, compare
 from onebase.store.garbage import LEFT_SECONDS, Garbage, leftovers, unnamed
-from onebase.store.names import NAME, VERSION, check_name, is_path, split_ref
+from onebase.store.names import NAME, VERSION, check_name, check_new_name, is_path, split_ref
 from onebase.store.parts import Needs
 from onebase.store.schema import (
     CARD_FILE,
@@ -103,7 +103,7 @@ class Store:
         """Store a new version of the adapter `name`.
 
         Args:
-            name: see `check_name`.
+            name: see `check_new_name`.
             config: the fields of `AdapterConfig` except name, version, created, tensors, files and
                 digest, which the store fills; format_version, library and library_version may be left out.
             tensors: by name; finite.
@@ -137,7 +137,7 @@ class Store:
 
     def check(self, name: str) -> None:
         """Raise ConfigError unless an adapter can be saved under `name`; cheap, so it can be asked before training."""
-        check_name(name)
+        check_new_name(name)
         self._refuse_other_case(name)
 
     def resolve(self, ref: str | os.PathLike[str]) -> Stored:

@@ -32,6 +32,7 @@ class Chat(LanguageTask):
     summary: ClassVar[str] = "conversations, learned at the assistant's turns"
     writes: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ()
+    learned: ClassVar[tuple[str, ...]] = ("chat_template", "stop")
 
     def check_base(self, base: Base) -> None:
         """Require a decoder."""
@@ -41,6 +42,12 @@ class Chat(LanguageTask):
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Take the chat template: the tokenizer's own, or the one that is given."""
+        return self.without_data(spec, base)
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Take the chat template, unless the spec has one."""
+        if "chat_template" in spec and "stop" in spec:
+            return spec
         self.check_base(base)
         template = template_of(base.tokenizer, spec["template"])
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebase.encode import Encoded
-from onebase.errors import DataError
+from onebase.errors import ConfigError, DataError
 from onebase.heads import LinearHead, make_head
 from onebase.statistics import accuracy_interval, bootstrap_interval, classification_metrics, label_rows, macro_f1
 from onebase.tasks.frozen import fit_classes
@@ -44,6 +44,14 @@ class Classification(PooledTask):
     summary: ClassVar[str] = "one label per text or pair"
     labelled: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Any]] = {**PooledTask.options, "class_weights": "auto"}
+    learned: ClassVar[tuple[str, ...]] = ("metric", "weights", "head")
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Classes weigh the same, unless the spec has weights: there are no rows to count."""
+        how = spec.pop("class_weights")
+        if how not in ("auto", "none"):
+            raise ConfigError(f"class_weights = {how!r} are counted in training rows: give weights, one per label")
+        return super().without_data(spec, base)
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Decide whether classes are uneven: then rare ones weigh more, and macro F1 is what counts."""
@@ -59,9 +67,16 @@ class Classification(PooledTask):
     def targets(self, spec: Mapping[str, Any], rows: Rows) -> Tensor:
         """Return class numbers (n,)."""
         number = {label: i for i, label in enumerate(spec["labels"])}
-        unseen = sorted({label for label in rows.label or () if label not in number})
+        unseen: dict[str, int] = {}
+        for i, label in enumerate(rows.label or ()):
+            if label not in number:
+                unseen.setdefault(label, i)
         if unseen:
-            raise DataError(f"labels {unseen[:5]} are not among the adapter's labels {list(spec['labels'])[:10]}")
+            first, known = next(iter(unseen.values())), list(spec["labels"])[:10]
+            raise DataError(
+                f"{rows.place(first)}: labels {sorted(unseen)[:5]} are not among the adapter's labels {known}. Name "
+                "the column that has those, or write the labels as the adapter has them."
+            )
         return torch.tensor([number[label] for label in rows.label or ()], dtype=torch.long)
 
     def new_head(self, spec: Mapping[str, Any], width: int) -> LinearHead:

@@ -98,6 +98,10 @@ class Completion(LanguageTask):
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Separate prompt and completion by a newline, unless a template says otherwise."""
+        return self.without_data(spec, base)
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Set the template."""
         return spec | {"template": spec["template"] or COMPLETION_TEMPLATE}
 
     def prompt(self, base: Base, spec: Mapping[str, Any], prompt: Any) -> list[int]:

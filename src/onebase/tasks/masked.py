@@ -39,6 +39,7 @@ class MaskedLM(LanguageTask):
     kind: ClassVar[str] = "masked-lm"
     summary: ClassVar[str] = "plain text whose hidden words are predicted"
     places: ClassVar[tuple[str, ...]] = ()
+    learned: ClassVar[tuple[str, ...]] = ("tied",)
 
     def check_base(self, base: Base) -> None:
         """Require an encoder that reads text, and a mask token."""
@@ -56,7 +57,11 @@ class MaskedLM(LanguageTask):
             spec["max_length"] = min(BLOCK, spec["max_length"])
         if spec["max_length"] < 8:
             raise ConfigError(f"max_length = {spec['max_length']}: expected at least 8 tokens to hide some of")
-        return spec if base.has_masked_head else spec | {"tied": tied_sizes(base)}
+        return self.without_data(spec, base)
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Size the head where the base has none."""
+        return spec if base.has_masked_head or "tied" in spec else spec | {"tied": tied_sizes(base)}
 
     def surface_of(self, spec: Mapping[str, Any]) -> Surface:
         """Logits of the base's own head; states where the head is the adapter's."""

@@ -60,6 +60,9 @@ class PooledTask(Task):
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Settle how pairs are read."""
+        return self._choose_pairs(spec)
+
+    def _choose_pairs(self, spec: dict[str, Any]) -> dict[str, Any]:
         how = choose_option("pairs", spec.pop("pairs", "auto"), ("auto", *PAIRS))
         if not spec["pair"]:
             if how != "auto":
@@ -70,6 +73,11 @@ class PooledTask(Task):
         if how == "auto" and (spec["template"] or self.default_pairs == "apart"):
             how = "joint" if spec["template"] else "apart"
         return spec | {"pairs": how}
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Settle how pairs are read, where no scores on the base can tell."""
+        spec = self._choose_pairs(spec)
+        return spec | {"pairs": "joint"} if spec.get("pairs") == "auto" else spec
 
     def settle(self, base: Base, spec: dict[str, Any], examples: dict[str, Examples]) -> dict[str, Any]:
         """Read pairs apart where that is clearly better on the frozen base: by more than a standard error.

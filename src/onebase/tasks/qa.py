@@ -59,6 +59,7 @@ class QuestionAnswering(Task):
     summary: ClassVar[str] = "questions whose answer is a piece of a context"
     places: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {"windows": True, "overlap": OVERLAP, "answer_length": 30}
+    learned: ClassVar[tuple[str, ...]] = ("no_answer",)
 
     def check_base(self, base: Base) -> None:
         """Require a tokenizer that says where its tokens are."""
@@ -75,6 +76,10 @@ class QuestionAnswering(Task):
         if not any(answers):
             raise DataError(f"{data.source}: no question has an answer in the training rows; nothing can be learned")
         return spec | {"pair": True, "no_answer": not all(answers), "labels": []}
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Every question has an answer, unless the spec says otherwise."""
+        return {"no_answer": False, **spec, "pair": True}
 
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module:
         """A linear map from the state of a token to its start and end logits."""

@@ -51,12 +51,17 @@ class Regression(PooledTask):
     summary: ClassVar[str] = "a number per text or pair"
     # STS-B, embedded base, LoRA with its defaults, Spearman on test: .848 read apart, .828 the frozen base.
     default_pairs: ClassVar[str] = "apart"
+    learned: ClassVar[tuple[str, ...]] = ("center", "scale")
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Take mean and deviation of the targets from the training rows."""
         spec = super().complete(spec, base, data, given)
         targets = self.targets(spec, data.train).double()
         return spec | {"center": float(targets.mean()), "scale": float(targets.std()) or 1.0}
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Numbers are as they are, unless the spec has a mean and a deviation."""
+        return {"center": 0.0, "scale": 1.0, **super().without_data(spec, base)}
 
     def targets(self, spec: Mapping[str, Any], rows: Rows) -> Tensor:
         """Return the numbers (n,)."""

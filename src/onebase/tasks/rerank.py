@@ -35,12 +35,17 @@ class Rerank(PooledTask):
     kind: ClassVar[str] = "rerank"
     summary: ClassVar[str] = "how relevant a document is to a query"
     options: ClassVar[Mapping[str, Any]] = {"pairs": "auto"}
+    learned: ClassVar[tuple[str, ...]] = ("lowest", "highest")
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Take the range of the relevance from the training rows."""
         spec = super().complete(spec | {"pair": True}, base, data, given)
         grades = [float(value) for value in data.train["label"]]
         return spec | {"lowest": min(grades), "highest": max(grades)}
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Relevance is 0 to 1, unless the spec has a range."""
+        return {"lowest": 0.0, "highest": 1.0, **super().without_data(spec | {"pair": True}, base)}
 
     def texts(self, rows: Rows) -> tuple[Sequence[str], Sequence[str] | None]:
         """Return queries and documents."""

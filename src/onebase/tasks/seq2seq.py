@@ -36,6 +36,10 @@ class Seq2Seq(LanguageTask):
         rows = spec["generate"]
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
             raise ConfigError(f"generate = {rows!r}: expected how many rows are scored by what is written, 0 for none")
+        return self.without_data(spec, base)
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Set the template."""
         template = spec["template"] or ("{source}" if base.is_encoder_decoder else TEMPLATE)
         if base.is_encoder_decoder and TARGET not in template:
             template += TARGET

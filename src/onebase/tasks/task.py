@@ -222,6 +222,7 @@ class Task:
         labelled: the spec has label names.
         places: places that a template may have, each must be there.
         options: settings of the task beside max_length, template and pooling -> default.
+        learned: keys that `complete` adds to the spec.
         prompted: the tokens before a row's first target are a prompt, which deltas at positions tell from its answer.
         whole_batch: the loss couples the rows of an effective batch, which is then never cut into micro-batches.
         embeds: answers with an embedding, and nothing else.
@@ -235,6 +236,7 @@ class Task:
     labelled: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...]] = ("text",)
     options: ClassVar[Mapping[str, Any]] = {}
+    learned: ClassVar[tuple[str, ...]] = ()
     prompted: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
@@ -262,6 +264,15 @@ class Task:
             base: the base.
             data: the whole data set.
             given: what the caller set: max_length, template, pooling, options.
+        """
+        return spec
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Add to a spec that is given by hand what `complete` would take from training data, where it is missing.
+
+        Args:
+            spec: kind, labels, pooling, max_length, template, pair and the task's options are set already.
+            base: the base.
         """
         return spec
 

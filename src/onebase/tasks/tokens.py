@@ -52,6 +52,7 @@ class Tokens(Task):
     labelled: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, Any]] = {"windows": True, "overlap": OVERLAP, "scheme": "auto"}
+    learned: ClassVar[tuple[str, ...]] = ("metric",)
 
     def check_base(self, base: Base) -> None:
         """Require a tokenizer that says where its tokens are."""
@@ -81,6 +82,14 @@ class Tokens(Task):
             what = "no entity is marked" if spec["scheme"] == "bio" else f"every tag is {spec['labels'][0]!r}"
             raise DataError(f"{data.source}: {what} in the training rows, so there is nothing to learn")
         return spec
+
+    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
+        """Read from the labels what they mean."""
+        labels = set(map(str, spec["labels"])) if isinstance(spec["labels"], list) else set()
+        how = choose_option("scheme", spec["scheme"], ("auto", "bio", "plain"))
+        spec["scheme"] = ("bio" if is_bio(labels) else "plain") if how == "auto" else how
+        plain = "micro_f1" if OUTSIDE in labels else "token_accuracy"
+        return {"metric": "entity_f1" if spec["scheme"] == "bio" else plain, **spec}
 
     def head(self, spec: Mapping[str, Any], width: int) -> nn.Module:
         """A linear map from the state of a token to one logit per tag."""

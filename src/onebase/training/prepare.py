@@ -21,12 +21,11 @@ from onebase.data.rows import class_names
 from onebase.errors import ConfigError, DataError
 from onebase.evaluation import score_base, with_extras
 from onebase.examples import encode, run_examples
-from onebase.methods.method import Method
+from onebase.methods.method import Method, plain_number
 from onebase.methods.registry import parse_method
 from onebase.processes import active
 from onebase.tasks import Examples, Scores, get_task
-from onebase.tasks.spec import POOLINGS, template_problem
-from onebase.tasks.task import choose_option
+from onebase.tasks.spec import check_options, check_spec
 from onebase.training import checkpoint as checkpoints
 from onebase.training.job import Checked, JobState
 from onebase.training.kernels import Kernels, kernels_of
@@ -128,7 +127,7 @@ def prepare(
             raise ConfigError(f"{method.shorthand()} has nothing to train: base.add attaches it as it is")
         if name is not None:
             check_kept(method, store)  # before hours of training
-    found = _load(data, seed=more.get("seed") or 0, **reading)
+    found = _load(data, seed=plain_number(more.get("seed") or 0), **reading)
     options = {key: more.pop(key) for key in list(more) if key in get_task(found.kind).options}
     options |= {"max_length": max_length, "template": template, "pooling": pooling}
     if parent:
@@ -248,10 +247,10 @@ def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
 
     Raises:
         ConfigError: a length beyond what the base takes, an unknown pooling, a template without its places, an option
-            that this task does not have.
+            that this task does not have, or a value of the wrong type or range.
         DataError, UnsupportedError: the data or the base does not fit the task.
     """
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: plain_number(value) for key, value in given.items() if value is not None}
     task = get_task(data.kind)
     for key in given.keys() - {"max_length", "template", "pooling"} - task.options.keys():
         choices = ", ".join(task.options) or "no options"
@@ -259,15 +258,12 @@ def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:
     spec = default_task(base) | {"kind": data.kind, "labels": list(data.labels)}
     spec["pair"] = task.surface == "states" and data.train.text_pair is not None
     spec |= dict(task.options) | given | {"template": given.get("template", "")}
-    longest = base.anatomy.stacks[0].position_limit
-    if "max_length" in given and (spec["max_length"] < 4 or (longest is not None and spec["max_length"] > longest)):
-        raise ConfigError(f"max_length = {spec['max_length']!r}: expected 4 to {longest or 'any number'} on this base")
-    choose_option("pooling", spec["pooling"], POOLINGS)
+    limit = base.anatomy.stacks[0].position_limit
+    check_options(task, spec, limit)
     if "pooling" in given and task.surface == "logits":
         raise ConfigError(f"pooling = {given['pooling']!r} has no effect on {data.kind} data: leave it out")
     spec = task.complete(spec, base, data, given)
-    if problem := template_problem(task, spec["template"], spec["pair"]):
-        raise ConfigError(problem)
+    check_spec(spec, limit)  # before hours of training: what fails here would be stored and never load
     return spec
 
 

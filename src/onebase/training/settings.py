@@ -66,8 +66,10 @@ class Settings:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, low in (("lr", 0), ("head_lr", 0), ("weight_decay", -1e-12), ("clip", -1e-12)):
-            check(low < getattr(self, name) < 1e3, f"train.{name}", getattr(self, name), "a positive number")
+        for name, least in (("lr", "above 0"), ("head_lr", "above 0"), ("weight_decay", "0"), ("clip", "0")):
+            value = getattr(self, name)
+            fits = 0 <= value < 1e3 and (value > 0 or least == "0")
+            check(fits, f"train.{name}", value, f"a number from {least} to below 1000")
         for name, least in (
             ("epochs", 1),
             ("batch_size", 1),

@@ -134,6 +134,8 @@ def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:
             raise HTTPException(400, "lora_path: expected a stored adapter, such as reviews@3")
         if not NAME.fullmatch(body.lora_name) or not key.allows(body.lora_name):
             raise HTTPException(400, f"lora_name {body.lora_name!r} cannot be used by this key, or as a name at all")
+        if body.lora_name in catalog.base_ids:
+            raise HTTPException(400, f"lora_name {body.lora_name!r} means the plain base: choose another")
         if body.lora_name in catalog.names() and catalog.extra.get(body.lora_name) != stored.ref:
             raise HTTPException(400, f"lora_name {body.lora_name!r} is taken")
         tiers.release(await server.loaded(tiers.lease(stored)))

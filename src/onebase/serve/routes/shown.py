@@ -112,11 +112,20 @@ async def stream(
     server: Server, request: Request, items: Sequence[Any], deadline: float, pieces: Pieces, shown: Shown, usage: bool
 ) -> AsyncIterator[str]:
     """Give the events of a stream; whoever leaves it ends what is being written."""
-    answers, queue = asyncio.ensure_future(server.answers(request, items, deadline)), pieces.queue
+    answers, queue, sent = asyncio.ensure_future(server.answers(request, items, deadline)), pieces.queue, False
     try:
+        getter = asyncio.ensure_future(queue.get())
+        await asyncio.wait({getter, answers}, return_when="FIRST_COMPLETED")
+        first = getter.result() if getter.done() else None
+        getter.cancel()
+        if first is None and queue.empty() and answers.done():
+            answers.result()  # nothing was sent: an error has a status of its own
+        sent = True
         if shown.chat:
             for place in range(len(items)):
                 yield shown.chunk(place, "", role=True)
+        if first is not None:
+            yield shown.chunk(*first)
         while not answers.done() or not queue.empty():
             getter = asyncio.ensure_future(queue.get())
             await asyncio.wait({getter, answers}, return_when="FIRST_COMPLETED")
@@ -135,7 +144,10 @@ async def stream(
         if usage:
             yield shown.event([], usage=shown.usage(found))
         yield "data: [DONE]\n\n"
-    except Exception as error:  # the status has been sent: the error is an event
+    except Exception as error:
+        if not sent:
+            raise
+        # the status has been sent: the error is an event
         status, fields = told_of(error)
         kind = TYPES.get(status, "invalid_request_error")
         said = {"message": fields["message"], "type": kind, "param": None, "code": None}
@@ -144,3 +156,18 @@ async def stream(
         if not answers.done():
             answers.cancel()
             server.engine.cancel(items)
+
+
+async def begun(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Wait for the first event, and return them all; what fails before it is raised."""
+    first = await anext(events)
+
+    async def every() -> AsyncIterator[str]:
+        try:
+            yield first
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+
+    return every()

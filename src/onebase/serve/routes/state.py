@@ -65,7 +65,7 @@ def _model(server: Server, stored: Stored | None, name: str) -> dict[str, Any]:
             "id": PLAIN, "object": "model", "created": int(server.started), "owned_by": "onebase", "root": base.id,
             "parent": None, **server.who(None), "task": "features", "labels": [], "method": None,
             "generates": base.has_lm_head, "classifies": False, "embeds": True,
-            "max_length": base.anatomy.stacks[0].position_limit,
+            "max_length": server.engine.positions,
         }  # fmt: skip
     config = stored.config
     task = get_task(config.task["kind"])

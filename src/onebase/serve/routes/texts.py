@@ -16,7 +16,7 @@ from onebase.serve import bodies as b
 from onebase.serve.asked import Prompt, Sampling
 from onebase.serve.keys import Key
 from onebase.serve.routes.rows import check_texts
-from onebase.serve.routes.shown import Pieces, Shown, stream
+from onebase.serve.routes.shown import Pieces, Shown, begun, stream
 from onebase.serve.server import Server
 
 
@@ -27,7 +27,7 @@ def add_texts(app: FastAPI, server: Server, use: Any) -> None:
     async def completions(body: b.Completion, request: Request, key: Key = Depends(use)) -> Any:
         many = isinstance(body.prompt, list) and (not body.prompt or isinstance(body.prompt[0], str))
         prompts: list[Any] = list(body.prompt) if many else [body.prompt]  # type: ignore[arg-type]
-        return await _write(server, body, prompts, request, key, chat=False, tokens=body.max_tokens or 16)
+        return await _write(server, body, prompts, request, key, chat=False, asked=body.max_tokens, usual=16)
 
     @app.post("/v1/chat/completions")
     async def chat(body: b.Chat, request: Request, key: Key = Depends(use)) -> Any:
@@ -37,32 +37,35 @@ def add_texts(app: FastAPI, server: Server, use: Any) -> None:
         for place, message in enumerate(body.messages):
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise HTTPException(400, f"messages.{place}: expected 'role' and 'content', both texts")
-            if more := message.keys() - {"role", "content"}:
+            given = {name for name, value in message.items() if value not in (None, [], {})}
+            if more := given - {"role", "content"}:
                 raise HTTPException(400, f"messages.{place}.{sorted(more)[0]}: not supported")
-        tokens = body.max_completion_tokens or body.max_tokens or 256
-        return await _write(server, body, [turns], request, key, chat=True, tokens=tokens)
+        most = body.max_completion_tokens or body.max_tokens
+        return await _write(server, body, [turns], request, key, chat=True, asked=most, usual=256)
 
 
 async def _write(
-    server: Server, body: b.Writing, prompts: list[Any], request: Request, key: Key, *, chat: bool, tokens: int
-) -> Any:
+    server: Server, body: b.Writing, prompts: list[Any], request: Request, key: Key, *, chat: bool,
+    asked: int | None, usual: int,
+) -> Any:  # fmt: skip
     stored = server.resolve(body.model, key)
-    sampling, stops = _settings(server, body, tokens)
+    sampling, stops = _settings(server, body, asked or usual)
     check_texts(server, [json.dumps(p) if not isinstance(p, str) else p for p in prompts] * body.n)
     _numbers(server, prompts)
     seed = body.seed if body.seed is not None else uuid.uuid4().int % 2**62
     deadline, pieces = server.deadline(request), Pieces()
-    asked = []
+    wanted = []
     for prompt in prompts:
         for copy in range(body.n):
-            told = pieces.teller(len(asked)) if body.stream else None
+            told = pieces.teller(len(wanted)) if body.stream else None
             own = sample_seed(seed, copy)
-            asked.append(Prompt(prompt, stored, sampling, own, stops, told, logprobs=body.places()))
-    items = server.engine.write(asked, deadline)
+            exact = asked is not None
+            wanted.append(Prompt(prompt, stored, sampling, own, stops, told, logprobs=body.places(), exact=exact))
+    items = server.engine.write(wanted, deadline)
     shown = Shown(chat, body.model, server.who(stored), body.n)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        events = stream(server, request, items, deadline, pieces, shown, usage)
+        events = await begun(stream(server, request, items, deadline, pieces, shown, usage))
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
     return shown.whole([written for written, _ in await server.answers(request, items, deadline)])
 
