@@ -714,3 +714,14 @@ def test_predict_refuses_texts_that_are_blank(shop, tmp_path, monkeypatch):
     found = invoked("predict", "-a", "tiny", "one", " ")
     assert found.code == 2
     assert "text 2 of the command line is empty" in found.err
+
+
+@pytest.mark.skipif(embedded_folder() is None, reason="the embedded base is not installed (extra 'demo')")
+def test_what_the_error_of_an_encoding_advises_is_an_option(tmp_path: Path) -> None:
+    rows = ["text;label", *(f"café {i};{i % 2}" for i in range(20))]
+    (tmp_path / "rows.csv").write_bytes("\n".join(rows).encode("cp1252"))
+    said = run("train", "-d", "rows.csv", home=tmp_path / "home", cwd=tmp_path)
+    assert said.code == 1 and "--encoding cp1252" in said.err
+    told = ["--encoding", "cp1252", "--delimiter", ";", "--dry-run"]
+    done = run("train", "-d", "rows.csv", *told, home=tmp_path / "home", cwd=tmp_path)
+    assert done.code == 0 and "16 train" in done.out

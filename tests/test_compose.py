@@ -322,7 +322,7 @@ def test_the_command_stores_a_composition(tmp_path, tokenizer):
         return done.exit_code, done.output + done.stderr
 
     code, said = run("compose", "mix", "combine(a@1, b, weights=[.7, .3], rank=2)")
-    assert code == 0 and "mix@1" in said and "given up" in said
+    assert code == 0 and "mix@1" in said and "given up" in said and "as b does, features" in said
     assert run("compose", "mix", "fuse(a, b)")[0] == 2
     assert run("compose", "mix", "stack(a, missing)")[0] != 0
     with ob.load_base(folder) as base:

@@ -9,7 +9,7 @@ import torch
 from families import TEXTS, make, tiny_tokenizer
 
 import onebase as ob
-from onebase.errors import ConfigError, UnsupportedError
+from onebase.errors import ConfigError, RouteError, UnsupportedError
 from onebase.examples import encode, forward
 from onebase.heads import LinearHead
 from onebase.tasks.frozen import pair_features, pair_width
@@ -115,6 +115,30 @@ def test_mixed_equals_alone_and_loads_with_the_bases_own_score(base: ob.Base) ->
         base.as_model("apart")
     for how in runs:
         base.remove(how)
+
+
+def test_pairs_and_single_texts_share_a_batch(base: ob.Base) -> None:
+    task = {"kind": "classification", "labels": ["no", "yes"]}
+    for name, more in (("joint", {"pair": True}), ("apart", {"pair": True, "pairs": "apart"}), ("single", {})):
+        adapter = base.add(name, "lora(rank=2)", task=task | more, seed=len(name))
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    texts = [sentence(i) for i in range(6)]
+    names, seconds = ["single", "joint", None, "apart", "single", None], [None, "a b", None, sentence(9), None, "c d"]
+    mixed = base.predict(texts, names, pairs=seconds)
+    for text, name, second, one in zip(texts, names, seconds, mixed):
+        alone = base.predict(text, name, pairs=second)[0]
+        if name is None:
+            assert torch.allclose(one.embedding, alone.embedding, atol=1e-5)
+        else:
+            assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    with pytest.raises(RouteError, match="pass None for text 1 there"):
+        base.predict(texts[:2], "single", pairs=[None, "x"])
+    with pytest.raises(RouteError, match="with one for text 0"):
+        base.predict(texts[:2], "joint", pairs=[None, "x"])
+    for name in ("joint", "apart", "single"):
+        base.remove(name)
 
 
 def test_classification_reads_pairs_apart_too(base: ob.Base) -> None:

@@ -111,6 +111,7 @@ def test_an_adapter_is_trained_stored_and_ranks(base: ob.Base) -> None:
     base.add("other", "lora(rank=2)")
     with pytest.raises(UnsupportedError, match="trained for rerank"):
         base.rank(query, documents, "other")
+    assert base.rank(query, documents[0], "search") == base.rank(query, documents[:1], "search")
     base.remove("other")
     base.remove("search")
 

@@ -131,7 +131,13 @@ class Base:
         return tuple(found)
 
     def ids(self, names: Sequence[str | None]) -> Tensor:
-        """Return the `adapter_ids` tensor (B,) that routes row i to names[i]; -1 is the plain base."""
+        """Return the `adapter_ids` tensor (B,) that routes row i to names[i]; -1 is the plain base.
+
+        Raises:
+            UnknownNameError, RouteError: no such adapter, or no list of names.
+        """
+        if names is None or isinstance(names, str):
+            raise RouteError(f"names = {names!r}: expected a list with a name, or None, for each row")
         names = binding.named(self, names)
         self._check(tuple(names))
         return torch.tensor([-1 if n is None else self._adapters[n].routed.number for n in names], device=self.device)
@@ -529,7 +535,7 @@ class Base:
         texts: str | Sequence[str],
         adapter: AdapterNames = None,
         *,
-        pairs: str | Sequence[str] | None = None,
+        pairs: str | Sequence[str | None] | None = None,
         batch_size: int = 32,
     ) -> list[Prediction]:
         """Answer texts, each with its own adapter, in mixed batches.
@@ -537,7 +543,8 @@ class Base:
         Args:
             texts: one text or n; for a base that reads images, paths of pictures or PIL images.
             adapter: one name for all, or n entries; None is the plain base, which answers with its embedding.
-            pairs: second texts, for tasks on pairs: the context of a question, the document of a query.
+            pairs: second texts, for tasks on pairs: the context of a question, the document of a query; None for rows
+                of adapters that read single texts.
             batch_size: rows per forward; rows are sorted by length, results keep the order of `texts`. Rows with the
                 same tokens and adapter are computed once, and adapters on the same tokens share the layers that none
                 of them touches.
@@ -553,7 +560,7 @@ class Base:
             texts = [texts] if isinstance(texts, str) or not isinstance(texts, Sequence) else list(texts)
         else:
             texts = _listed("texts", texts)
-        pairs = None if pairs is None else _listed("pairs", pairs)
+        pairs = [None] * len(texts) if pairs is None else _listed("pairs", pairs, missing=True)
         names = self._spread(adapter, len(texts))
         self._check_predict(names, texts, pairs)
         if texts and all(self._spec(name)["kind"] == "masked-lm" for name in names):
@@ -594,10 +601,7 @@ class Base:
         found: list[list[Tensor]] = [[] for _ in texts]
         for (text, _), place in zip(flat, same):
             found[text].append(values[place])  # type: ignore[arg-type]
-        return [
-            self._prediction(names[i], rows[i], found[i], texts[i], None if pairs is None else pairs[i])
-            for i in range(len(texts))
-        ]
+        return [self._prediction(names[i], rows[i], found[i], texts[i], pairs[i]) for i in range(len(texts))]
 
     def rank(
         self, query: str, documents: Sequence[str], adapter: str, *, batch_size: int = 32
@@ -619,6 +623,7 @@ class Base:
         kind = self.adapters[adapter].task["kind"]
         if kind != "rerank":
             raise UnsupportedError(f"adapter {adapter!r} is for {kind}: ranking needs one that was trained for rerank")
+        documents = _listed("documents", documents)  # one text is one document
         found = self.predict([query] * len(documents), adapter, pairs=documents, batch_size=batch_size)
         return sorted(((i, float(p.value or 0.0)) for i, p in enumerate(found)), key=lambda pair: -pair[1])
 
@@ -630,39 +635,43 @@ class Base:
             raise RouteError(f"{count} texts but {len(names)} adapter names: pass one name, or one per text")
         return names
 
-    def _check_predict(self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    def _check_predict(self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str | None]) -> None:
         if self.tokenizer is None and not self.reads_images:
             raise ConfigError("this base has no tokenizer: pass Base(model, tokenizer)")
-        if pairs is not None and len(pairs) != len(texts):
+        if len(pairs) != len(texts):
             raise RouteError(f"{len(texts)} texts but {len(pairs)} second texts")
-        for name in set(names) - {None}:
-            spec = self._adapters[name].task  # type: ignore[index]
+        asked = {(name, pair is not None): i for i, (name, pair) in enumerate(zip(names, pairs)) if name is not None}
+        for (name, paired), i in asked.items():
+            spec = self._adapters[name].task
             if get_task(spec["kind"]).writes:
                 raise UnsupportedError(f"adapter {name!r} writes text: use base.generate(prompts, adapter={name!r})")
-            if spec.get("pair") and pairs is None:
-                raise RouteError(f"adapter {name!r} was trained on pairs of texts: pass pairs=")
-            if pairs is not None and spec["kind"] != "features" and not spec.get("pair"):
-                raise RouteError(f"adapter {name!r} was trained on single texts: leave pairs out")
+            if spec.get("pair") and not paired:
+                raise RouteError(f"adapter {name!r} was trained on pairs of texts: pass pairs=, with one for text {i}")
+            if paired and spec["kind"] != "features" and not spec.get("pair"):
+                raise RouteError(
+                    f"adapter {name!r} was trained on single texts: leave pairs out, or pass None for text {i} there"
+                )
 
     def _encode_each(
-        self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str] | None
+        self, names: Sequence[str | None], texts: Sequence[str], pairs: Sequence[str | None]
     ) -> list[list[Encoded]]:
         rows: list[list[Encoded]] = [[] for _ in texts]
-        alike: list[tuple[dict[str, Any], Any, list[int]]] = []  # what encodes, and the texts that are encoded by it
-        place: dict[str | None, list[int]] = {}
+        alike: list[tuple[tuple[Any, Any, bool], list[int]]] = []  # what encodes, and the texts that are encoded by it
+        place: dict[tuple[str | None, bool], list[int]] = {}
         for i, name in enumerate(names):
-            if name not in place:
-                spec, tokenizer = self._spec(name), self.tokenizer_of(name)
-                asked = {key: value for key, value in spec.items() if key not in LEARNED}
-                mine = next((m for other, t, m in alike if t is tokenizer and other == asked), None)
+            paired = pairs[i] is not None
+            if (name, paired) not in place:
+                asked = {key: value for key, value in self._spec(name).items() if key not in LEARNED}
+                how = asked, self.tokenizer_of(name), paired
+                mine = next((m for other, m in alike if other[1] is how[1] and other[::2] == how[::2]), None)
                 if mine is None:
                     mine = []
-                    alike.append((asked, tokenizer, mine))
-                place[name] = mine
-            place[name].append(i)
-        for spec, tokenizer, mine in alike:
+                    alike.append((how, mine))
+                place[name, paired] = mine
+            place[name, paired].append(i)
+        for (spec, tokenizer, paired), mine in alike:
             own = seen(self, tokenizer)
-            second = None if pairs is None else [pairs[i] for i in mine]
+            second: Any = [pairs[i] for i in mine] if paired else None
             with self.encoding:
                 encoded = get_task(spec["kind"]).encode_inputs(own, spec, [texts[i] for i in mine], second)
             for i, many in zip(mine, encoded):
@@ -821,7 +830,7 @@ def _content(name: str | None, row: Encoded) -> tuple:
     return name, row.content
 
 
-def _listed(where: str, value: Any) -> list[str]:
+def _listed(where: str, value: Any, missing: bool = False) -> list[Any]:
     """Return one text or several as a list; the keys of a mapping and the letters of bytes are no texts."""
     if isinstance(value, str):
         return [value]
@@ -829,8 +838,8 @@ def _listed(where: str, value: Any) -> list[str]:
         raise ConfigError(f"{where} = {value!r}: expected a text, or a list of texts")
     found = list(value)
     for i, text in enumerate(found):
-        if not isinstance(text, str):
-            raise ConfigError(f"{where}[{i}] = {text!r}: expected a text")
+        if not isinstance(text, str) and not (missing and text is None):
+            raise ConfigError(f"{where}[{i}] = {text!r}: expected a text" + (" or None" if missing else ""))
     return found
 
 

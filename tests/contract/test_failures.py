@@ -173,7 +173,7 @@ def test_calls_with_wrong_arguments_are_refused(tokenizer):
         for adapter in (5, True, {"a"}, {"a": 1}):
             with pytest.raises(RouteError, match="adapter = "):
                 base.predict(["a"], adapter)
-        for pairs in (5, [None]):
+        for pairs in (5, [5]):
             with pytest.raises(ConfigError, match="pairs"):
                 base.predict(["a"], pairs=pairs)
         for seed in (1.5, "0", None, True, 2**70):

@@ -47,11 +47,14 @@ def compose(
     inside = name if name not in refs else f"{name} (composed)"
     adapter = loaded.add(inside, wanted)
     stored = loaded.save(inside, as_name=name)
-    error = getattr(adapter.module, "facts", {}).get("error")
+    error, lead = getattr(adapter.module, "facts", {}).get("error"), adapter.method.lead()  # type: ignore[attr-defined]
     if as_json:
-        out.document({"ref": stored.ref, "path": stored.path, "composition": wanted.shorthand(), "error": error})
+        facts = {"ref": stored.ref, "path": stored.path, "composition": wanted.shorthand(), "error": error}
+        out.document({**facts, "answers_as": lead.name, "labels": list(adapter.labels)})
         return
     pairs = [("composed", stored.ref), ("of", wanted.shorthand()), ("base", loaded.id)]
+    kind = f"{lead.name} does, {adapter.task['kind']}"
+    pairs.append(("answers", f"as {kind}" + (f" with labels {', '.join(adapter.labels)}" if adapter.labels else "")))
     if error is not None:
         pairs.append(("error", f"at most {error:.3g} of the norm of a change was given up for its rank"))
     for line in aligned(pairs):

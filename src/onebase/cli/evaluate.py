@@ -34,6 +34,10 @@ def evaluate(
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
     column: o.Columns = None,
+    encoding: o.Encoding = None,
+    delimiter: o.Delimiter = None,
+    quote: o.Quote = None,
+    sheet: o.Sheet = None,
     base: o.AdapterBase = None,
     batch_size: o.BatchSize = 64,
     generate: Annotated[
@@ -66,6 +70,10 @@ def evaluate(
         prompt=prompt,
         completion=completion,
         columns=o.roles_of(column),
+        encoding=encoding,
+        delimiter=delimiter,
+        quote=quote,
+        sheet=sheet,
         whole=True,
     )
     single = found.given == ("train",)

@@ -69,7 +69,7 @@ def train_jobs(asked: Asked, chosen: Chosen, method_given: bool, out: Output, tr
 
 
 def _jobs(asked: Asked, chosen: Chosen, method_given: bool) -> list[Job]:
-    from onebase.cli.merge import COLUMNS, ROLES
+    from onebase.cli.merge import COLUMNS, FILES, ROLES
     from onebase.cli.train import name_of
     from onebase.training.jobs import folder_jobs, grid_jobs, holds_data_sets, read_grid, read_jobs
 
@@ -82,7 +82,8 @@ def _jobs(asked: Asked, chosen: Chosen, method_given: bool) -> list[Job]:
     data = chosen.get("data")
     if data is None:
         raise UsageError("--grid and --seeds need data: pass --data FILE")
-    more = {key: chosen.get(key) for key in ("task", *COLUMNS, "limit", "group", "max_length", "template", "pooling")}
+    asked_for = ("task", *COLUMNS, *FILES, "limit", "group", "max_length", "template", "pooling")
+    more = {key: chosen.get(key) for key in asked_for}
     more["init_from"] = chosen.get("init_from")
     more["columns"] = {role: chosen.get(role) for role in ROLES if chosen.get(role) is not None} or None
     more = {key: value for key, value in more.items() if value is not None} | chosen.settings

@@ -19,6 +19,7 @@ ROLES = (
     "labels", "score", "tokens", "tags", "spans", "question", "context", "answers", "answer_start", "source", "target",
     "messages", "anchor", "positive", "negative", "query", "document",
 )  # fmt: skip
+FILES = ("encoding", "delimiter", "quote", "sheet")
 TEXTS = (
     "base",
     "data",
@@ -33,6 +34,7 @@ TEXTS = (
     "quantize",
     "init_from",
     "group",
+    *FILES,
 )
 NUMBERS = ("limit", "max_length")
 SWITCHES = ("dry_run", "no_save", "resume")

@@ -73,6 +73,10 @@ def train(
         str | None,
         typer.Option(metavar="COLUMN", rich_help_panel=o.DATA, help="Rows that share its value stay in one split."),
     ] = None,
+    encoding: o.Encoding = None,
+    delimiter: o.Delimiter = None,
+    quote: o.Quote = None,
+    sheet: o.Sheet = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", rich_help_panel=o.DATA, help="Most rows of each split.")
     ] = None,
@@ -365,14 +369,14 @@ def _inherited(ref: str | None) -> tuple[str, dict[str, Any]] | None:
 
 def _load(chosen: Chosen, out: Output) -> Data:
     """Read the data, and check every setting against it before a base is loaded."""
-    from onebase.cli.merge import COLUMNS, ROLES
+    from onebase.cli.merge import COLUMNS, FILES, ROLES
     from onebase.data import load
     from onebase.tasks import get_task
     from onebase.training.settings import Settings, settings_for
 
     if chosen.get("data") is None:
         raise UsageError("train needs data: pass --data FILE, or a key data in --config")
-    columns = {key: chosen.get(key) for key in ("task", *COLUMNS, "limit", "group")}
+    columns = {key: chosen.get(key) for key in ("task", *COLUMNS, *FILES, "limit", "group")}
     columns["columns"] = {role: chosen.get(role) for role in ROLES if chosen.get(role) is not None}
     of_training = {key: value for key, value in chosen.settings.items() if key in Settings.__dataclass_fields__}
     settings_for(chosen.method, of_training)

@@ -1,7 +1,8 @@
 """Rows and prompts of any adapters in shared forwards. No HTTP.
 
 Threads that answer rows share the base, another writes texts (`writing`); they take turns step by step. Answers are
-those of `base.predict` and `base.generate`.
+those of `base.predict` and `base.generate`; texts go on where their prompt ends, with the space in front that some
+tokenizers leave out of a text by itself.
 """
 
 from __future__ import annotations
