@@ -27,7 +27,7 @@ from onebase.core.route import as_route
 from onebase.encode import Encoded, collate, pad_id, real_tokens
 from onebase.errors import ConfigError, OnebaseError, RouteError, UnsupportedError, unknown
 from onebase.heads import pool
-from onebase.methods.method import Method, plain_number
+from onebase.methods.method import Method, plain_number, whole
 from onebase.methods.registry import parse_method
 from onebase.tasks import Prediction, get_task
 from onebase.words import seen
@@ -555,7 +555,7 @@ class Base:
         Raises:
             UnknownNameError, RouteError, ConfigError: before any computing.
         """
-        batch_size = _rows(batch_size)
+        batch_size = whole("batch_size", batch_size, 1)
         if self.reads_images:
             texts = [texts] if isinstance(texts, str) or not isinstance(texts, Sequence) else list(texts)
         else:
@@ -706,7 +706,7 @@ class Base:
 
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top = {top!r}: expected words per mask, at least 1")
-        texts, batch_size = _listed("texts", texts), _rows(batch_size)
+        texts, batch_size = _listed("texts", texts), whole("batch_size", batch_size, 1)
         return fill_masks(self, texts, self._spread(adapter, len(texts)), top, batch_size)
 
     def generate(
@@ -840,11 +840,4 @@ def _listed(where: str, value: Any, missing: bool = False) -> list[Any]:
     for i, text in enumerate(found):
         if not isinstance(text, str) and not (missing and text is None):
             raise ConfigError(f"{where}[{i}] = {text!r}: expected a text" + (" or None" if missing else ""))
-    return found
-
-
-def _rows(batch_size: Any) -> int:
-    found = plain_number(batch_size)
-    if type(found) is not int or found < 1:
-        raise ConfigError(f"batch_size = {batch_size!r}: expected rows per forward, a whole number of at least 1")
     return found

@@ -17,7 +17,7 @@ Each message says what happened, the value seen, what was expected and what to d
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class OnebaseError(Exception):
@@ -66,6 +66,12 @@ class TrainingError(OnebaseError):
     """Training cannot start or go on."""
 
 
+def first_of(things: Sequence[object], most: int, write: Callable[[object], str] = str) -> str:
+    """Name the first of several things, and say how many more there are."""
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(map(write, things[:most])) + more
+
+
 def nearest(name: str, choices: Iterable[str], limit: int = 3) -> str:
     """Say which of `choices` come closest to `name`, as the end of an error message.
 
@@ -83,7 +89,7 @@ def nearest(name: str, choices: Iterable[str], limit: int = 3) -> str:
     plain = {choice.casefold(): choice for choice in reversed(known)}  # of names that differ in case only, the first
     close = [plain[found] for found in difflib.get_close_matches(name.casefold(), plain, n=limit, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
-    shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    shown = first_of(known, 20)
     return f"{hint}Known: {shown}."
 
 

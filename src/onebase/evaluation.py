@@ -11,7 +11,7 @@ from torch import nn
 
 from onebase.data import Data
 from onebase.data.load import load, taken
-from onebase.errors import ConfigError, DataError, unknown
+from onebase.errors import ConfigError, DataError, first_of, unknown
 from onebase.examples import SPLITS, encode, encode_rows, run_examples
 from onebase.statistics import PairedTest, mcnemar_exact, paired_bootstrap
 from onebase.tasks import Examples, Scores, get_task
@@ -126,7 +126,7 @@ def evaluate(
         raise DataError(f"{found.source} is {found.kind} data, but adapter {adapter!r} was trained for {spec['kind']}")
     _check_labels(found, spec, adapter)
     if split is None:
-        uncut = not isinstance(data, Data) or not (len(data.validation) or len(data.test))
+        uncut = not (len(found.validation) or len(found.test))
         split = WHOLE if found.given == ("train",) and uncut else "test"
     if split == WHOLE:
         task = get_task(spec["kind"])
@@ -146,15 +146,12 @@ def _check_labels(data: Data, spec: Mapping[str, Any], adapter: str) -> None:
     strange = [label for label in data.labels if label not in known]
     if column is None or not known or not strange:  # a task without names of classes has nothing to compare
         return
+    shown, verb = first_of(strange, SHOWN, repr), "are" if len(strange) > 1 else "is"
     raise DataError(
-        f"{data.source}, column {column!r}: {_listed(strange)} {'are' if len(strange) > 1 else 'is'} not among the "
-        f"labels of adapter {adapter!r}, which are {_listed(known)}. Name the column that has those (--label COLUMN; "
-        "label= in Python), or write the labels as the adapter has them."
+        f"{data.source}, column {column!r}: {shown} {verb} not among the labels of adapter {adapter!r}, which are "
+        f"{first_of(known, SHOWN, repr)}. Name the column that has those (--label COLUMN; label= in Python), or write "
+        "the labels as the adapter has them."
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def whole(data: Data) -> Any:

@@ -16,6 +16,7 @@ from onebase.data.messages import is_conversation
 from onebase.data.misfit import short
 from onebase.encode import Encoded, collate, pad_id
 from onebase.errors import ConfigError, DataError, RouteError, UnsupportedError, unknown
+from onebase.methods.method import whole
 from onebase.tasks import get_task
 from onebase.words import seen, vocabulary_size
 
@@ -147,19 +148,6 @@ class RowStop:
 def sample_seed(seed: int, index: int) -> int:
     """Return the seed of sample `index` of a row: sample 0 uses the row's own."""
     return (seed + index * 0x9E3779B97F4A7C15) % 2**63  # golden-ratio steps keep the streams apart
-
-
-def whole(name: str, value: Any, least: int | None = None) -> int:
-    """Return a setting as an int, from any type that counts as a whole number; raise where it is none."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or (least is not None and number < least):
-        raise ConfigError(
-            f"{name} = {value!r}: expected a whole number" + ("" if least is None else f" of at least {least}")
-        )
-    return number
 
 
 def real(name: str, value: Any, low: float, high: float, expected: str) -> float:
@@ -309,8 +297,7 @@ def generate_ids(
     rows = [row for row in rows for _ in range(copies)]
     names = [name for name in names for _ in range(copies)]
     settings |= {"num_beams": num_beams, "num_return_sequences": returned}
-    found: list[list[list[int]]] = [[] for _ in prompts]
-    written: dict[int, list[list[int]]] = {}
+    written: list[list[list[int]]] = [[] for _ in rows]
     for part in batches(base, [len(row.ids) for row in rows], settings):
         samplers = [RowSampler([drawn[i] for i in part], [shape] * len(part))] if do_sample else []
         sequences = write_rows(
@@ -318,9 +305,7 @@ def generate_ids(
         )
         for place, i in enumerate(part):
             written[i] = sequences[place * returned : (place + 1) * returned]
-    for i in range(len(rows)):
-        found[i // copies] += written[i]
-    return found
+    return [[ids for own in written[i : i + copies] for ids in own] for i in range(0, len(rows), copies)]
 
 
 def batches(base: Base, lengths: Sequence[int], settings: Mapping[str, Any] | None = None) -> list[list[int]]:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from onebase.cli.failures import UsageError
 from onebase.cli.options import BASE_VARIABLE, default_base
 from onebase.errors import ConfigError
+from onebase.store.names import PLAIN
 
 if TYPE_CHECKING:
     from onebase.base import Base
     from onebase.cli.output import Output
     from onebase.store import Stored
-
-PLAIN = "base"  # the name that stands for the base without adapter
 
 
 def check_kinds(refs: Sequence[str], writes: bool) -> None:

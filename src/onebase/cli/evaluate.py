@@ -27,10 +27,7 @@ def evaluate(
     ] = None,
     text: o.TextColumn = None,
     text_pair: o.TextPairColumn = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", metavar="COLUMN", rich_help_panel=o.DATA, help="Of the label; repeat for 0/1 columns."),
-    ] = None,
+    label: o.LabelColumns = None,
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
     column: o.Columns = None,
@@ -76,15 +73,13 @@ def evaluate(
         sheet=sheet,
         whole=True,
     )
-    single = found.given == ("train",)
-    if single and split is not None:
+    if found.given == ("train",) and split is not None:
         raise UsageError(f"--split {split} has no meaning for {found.source}: one file is scored whole")
     loaded, routes = open_adapters([name], base, device, dtype, out)
     from onebase.evaluation import evaluate as evaluate_adapter
 
     adapter = routes[name]
     assert adapter is not None
-    split = split or ("all" if single else "test")
     result = evaluate_adapter(loaded, found, adapter, split=split, batch_size=batch_size, generate=generate)
     _show(name, found.source, loaded.adapters[adapter].ref, result, out)
 

@@ -68,11 +68,10 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such method.
     """
-    from onebase.methods.registry import FORMS, get_method, method_names
+    from onebase.methods.registry import _form, get_method
     from onebase.training.settings import RECIPES
 
-    if name in FORMS and name not in method_names():
-        name = FORMS[name][0]
+    name, _ = _form(name, {})
     try:
         cls = get_method(name)
     except UnknownNameError as error:

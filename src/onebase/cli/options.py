@@ -86,6 +86,10 @@ TextPairColumn = Annotated[
 LabelColumn = Annotated[
     str | None, typer.Option("--label", metavar="COLUMN", rich_help_panel=DATA, help="Column of the label.")
 ]
+LabelColumns = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="COLUMN", rich_help_panel=DATA, help="Of the label; repeat for 0/1 columns."),
+]
 PromptColumn = Annotated[
     str | None, typer.Option("--prompt", metavar="COLUMN", rich_help_panel=DATA, help="Column of the prompt.")
 ]

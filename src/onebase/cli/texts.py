@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebase.cli.failures import UsageError
-from onebase.errors import DataError, unknown
+from onebase.errors import DataError, first_of, unknown
 
 if TYPE_CHECKING:
     from onebase.data.files import Table
@@ -78,7 +78,7 @@ def read_texts(
             raise UsageError(f"{len(given)} texts but {len(pair)} --pair: pass one --pair for each text, in order")
         for said, values in ((role, given), ("--pair", pair)):
             if bad := [number for number, value in enumerate(values, 1) if not value.strip()]:
-                raise UsageError(f"{said} {_places(bad)} of the command line is empty: expected a text")
+                raise UsageError(f"{said} {first_of(bad, SHOWN)} of the command line is empty: expected a text")
         return Texts(list(given), list(pair) or None)
     if not table:
         return Texts(_lines(read_document(file), file.name))
@@ -141,12 +141,10 @@ def _lines(content: str, name: str) -> list[str]:
     lines = [line.strip("\r") for line in content.removesuffix("\n").split("\n")]
     bad = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if bad:
-        raise DataError(f"{name}: no text in line {_places(bad)}; expected one text per line. No line was dropped.")
+        raise DataError(
+            f"{name}: no text in line {first_of(bad, SHOWN)}; expected one text per line. No line was dropped."
+        )
     return lines
-
-
-def _places(bad: Sequence[int]) -> str:
-    return ", ".join(map(str, bad[:SHOWN])) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
 
 
 def _from_table(
@@ -189,6 +187,6 @@ def _checked(table: Table, column: str) -> list[str]:
     bad = [place for place, value in zip(table.places, values) if not isinstance(value, str) or not value.strip()]
     if bad:
         raise DataError(
-            f"{table.name}: column {column!r} has no text in {table.unit} {_places(bad)}. No row was dropped."
+            f"{table.name}: column {column!r} has no text in {table.unit} {first_of(bad, SHOWN)}. No row was dropped."
         )
     return list(values)

@@ -62,10 +62,7 @@ def train(
     ] = None,
     text: o.TextColumn = None,
     text_pair: o.TextPairColumn = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", metavar="COLUMN", rich_help_panel=o.DATA, help="Of the label; repeat for 0/1 columns."),
-    ] = None,
+    label: o.LabelColumns = None,
     prompt: o.PromptColumn = None,
     completion: o.CompletionColumn = None,
     column: o.Columns = None,

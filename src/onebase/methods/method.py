@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,6 +182,19 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return a setting as an int, from any type that counts as a whole number; raise where it is none."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        raise ConfigError(
+            f"{name} = {value!r}: expected a whole number" + ("" if least is None else f" of at least {least}")
+        )
+    return number
 
 
 def _coerce_key(where: str, key: Any, hint: Any) -> Any:

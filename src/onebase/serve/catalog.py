@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from onebase.errors import ConfigError, OnebaseError, UnknownNameError, nearest, unknown
 from onebase.store import Store
-from onebase.store.names import NAME, VERSION, is_path
+from onebase.store.names import NAME, PLAIN, VERSION, is_path
 
 if TYPE_CHECKING:
     from onebase.store import Stored
 
-PLAIN = "base"
 SETTLED_NS = 2 * 10**9  # a folder that changed this recently may change again within one tick of the disk's clock
 
 

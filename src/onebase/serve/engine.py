@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from onebase.devices import answering_threads, keep_memory
 from onebase.errors import RouteError, UnsupportedError
 from onebase.serve.asked import PART, Late, Prompt, Row
-from onebase.serve.catalog import PLAIN
 from onebase.serve.scheduler import Admission, Item, Overloaded, Scheduler
 from onebase.serve.settings import ServeSettings
 from onebase.serve.text import positions_of
 from onebase.serve.tiers import Tiers
 from onebase.serve.turns import Turns
 from onebase.serve.writing import Writer
+from onebase.store.names import PLAIN
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:

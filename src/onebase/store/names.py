@@ -10,7 +10,7 @@ from onebase.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_LENGTH = 64
-BASE = "base"  # what routes and a server's requests call the base without any adapter
+PLAIN = "base"  # what routes and a server's requests call the base without any adapter
 VERSION = re.compile(r"[1-9][0-9]{0,8}")  # no leading zero: one spelling, one folder
 # learn.microsoft.com "Naming Files, Paths, and Namespaces": reserved alone and before any extension
 WINDOWS_RESERVED = {"con", "prn", "aux", "nul"} | {f"{d}{n}" for d in ("com", "lpt") for n in range(10)}
@@ -45,7 +45,7 @@ def check_new_name(name: object) -> str:
         ConfigError: see `check_name`, or the name means the plain base.
     """
     name = check_name(name)
-    if name == BASE:
+    if name == PLAIN:
         raise ConfigError(f"adapter name {name!r} means the plain base; choose another, e.g. 'my-{name}'.")
     return name
 
@@ -83,5 +83,5 @@ def clean_name(text: str) -> str:
     """Make a valid adapter name of any text."""
     name = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", text).lstrip("._-").rstrip(".-")[:NAME_LENGTH].rstrip(".-")
     name = name or "adapter"
-    taken = name == BASE or name.split(".")[0].lower() in WINDOWS_RESERVED
+    taken = name == PLAIN or name.split(".")[0].lower() in WINDOWS_RESERVED
     return f"my-{name}"[:NAME_LENGTH] if taken else name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebase.encode import Encoded
-from onebase.errors import ConfigError, DataError
+from onebase.errors import DataError
 from onebase.heads import LinearHead, make_head
 from onebase.statistics import accuracy_interval, bootstrap_interval, classification_metrics, label_rows, macro_f1
 from onebase.tasks.frozen import fit_classes
@@ -45,13 +45,6 @@ class Classification(PooledTask):
     labelled: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Any]] = {**PooledTask.options, "class_weights": "auto"}
     learned: ClassVar[tuple[str, ...]] = ("metric", "weights", "head")
-
-    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
-        """Classes weigh the same, unless the spec has weights: there are no rows to count."""
-        how = spec.pop("class_weights")
-        if how not in ("auto", "none"):
-            raise ConfigError(f"class_weights = {how!r} are counted in training rows: give weights, one per label")
-        return super().without_data(spec, base)
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Decide whether classes are uneven: then rare ones weigh more, and macro F1 is what counts."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onebase.encode import Encoded
-from onebase.errors import ConfigError, DataError
+from onebase.errors import DataError
 from onebase.heads import LinearHead
 from onebase.statistics import bootstrap_interval
 from onebase.tasks.frozen import fit_labels
@@ -58,13 +58,6 @@ class MultiLabel(PooledTask):
     labelled: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Any]] = {**PooledTask.options, "class_weights": "auto"}
     learned: ClassVar[tuple[str, ...]] = ("weights",)
-
-    def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
-        """Classes weigh the same, unless the spec has weights: there are no rows to count."""
-        how = spec.pop("class_weights")
-        if how not in ("auto", "none"):
-            raise ConfigError(f"class_weights = {how!r} are counted in training rows: give weights, one per label")
-        return super().without_data(spec, base)
 
     def complete(self, spec: dict[str, Any], base: Base, data: Data, given: Mapping[str, Any]) -> dict[str, Any]:
         """Weigh the positive rows of labels that apply to less than half of the rows by negatives over positives."""

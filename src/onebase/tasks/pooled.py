@@ -75,7 +75,13 @@ class PooledTask(Task):
         return spec | {"pairs": how}
 
     def without_data(self, spec: dict[str, Any], base: Base) -> dict[str, Any]:
-        """Settle how pairs are read, where no scores on the base can tell."""
+        """Settle how pairs are read, where no scores on the base can tell.
+
+        Classes weigh the same, unless the spec has weights: there are no rows to count.
+        """
+        how = spec.pop("class_weights", "none")
+        if how not in ("auto", "none"):
+            raise ConfigError(f"class_weights = {how!r} are counted in training rows: give weights, one per label")
         spec = self._choose_pairs(spec)
         return spec | {"pairs": "joint"} if spec.get("pairs") == "auto" else spec
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onebase.data import Data, load
+from onebase.data import Data
 from onebase.data.files import EXTENSIONS, SPLIT_NAMES
 from onebase.data.load import taken
 from onebase.errors import ConfigError, OnebaseError, unknown
@@ -153,7 +153,7 @@ def grid_jobs(
         if places[key][1] in more and places[key][0] == "train":
             raise ConfigError(f"{key} is in the grid and set to {more[places[key][1]]!r} as well: leave one out")
     first = more.get("seed") or 0
-    source = data if isinstance(data, Data) else load(data, seed=first, **reading_options(more))
+    source = taken(data, seed=first, **reading_options(more))
     jobs = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values))

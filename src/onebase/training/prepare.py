@@ -15,8 +15,9 @@ from onebase.build import build_adapter, default_task
 from onebase.compose.binding import bind
 from onebase.compose.kept import check_kept
 from onebase.compose.recipes import Composition
-from onebase.data import Data, load
+from onebase.data import Data
 from onebase.data.kinds import ROLES
+from onebase.data.load import taken
 from onebase.data.rows import class_names
 from onebase.errors import ConfigError, DataError
 from onebase.evaluation import score_base, with_extras
@@ -127,7 +128,7 @@ def prepare(
             raise ConfigError(f"{method.shorthand()} has nothing to train: base.add attaches it as it is")
         if name is not None:
             check_kept(method, store)  # before hours of training
-    found = _load(data, seed=plain_number(more.get("seed") or 0), **reading)
+    found = taken(data, seed=plain_number(more.get("seed") or 0), **reading)
     options = {key: more.pop(key) for key in list(more) if key in get_task(found.kind).options}
     options |= {"max_length": max_length, "template": template, "pooling": pooling}
     if parent:
@@ -226,15 +227,6 @@ def reading_options(more: dict[str, Any]) -> dict[str, Any]:
     """Take out of `more` what `load_data` takes: its options, and columns by role, such as ``score="rating"``."""
     found = {key: more.pop(key) for key in (*READING, *ROLES) if key in more}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _load(data: Any, *, seed: int, **options: Any) -> Data:
-    if isinstance(data, Data):
-        given = [key for key, value in options.items() if value is not None]
-        if given:
-            raise ConfigError(f"{', '.join(given)} given with data that is already loaded: pass them to load_data")
-        return data
-    return load(data, seed=seed, **options)
 
 
 def make_task(base: Base, data: Data, **given: Any) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from starlette.exceptions import HTTPException
 
 from onebase.errors import OnebaseError, StoreError, UnknownNameError
 from onebase.serve import bodies as b
-from onebase.serve.catalog import PLAIN
 from onebase.serve.keys import Key
 from onebase.serve.routes.state import stored_bytes
 from onebase.serve.server import Server
-from onebase.store.names import NAME, VERSION
+from onebase.store.names import NAME, PLAIN, VERSION
 
 
 def add_adapters(app: FastAPI, server: Server, use: Any, admin: Any) -> None:

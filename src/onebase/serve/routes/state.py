@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from onebase.errors import OnebaseError
-from onebase.serve.catalog import PLAIN
 from onebase.serve.failures import refusal
 from onebase.serve.keys import Key
 from onebase.serve.server import Server
+from onebase.store.names import PLAIN
 from onebase.tasks import get_task
 
 if TYPE_CHECKING:
